@@ -1,0 +1,3 @@
+//! The `bulkhead` command.
+
+fn main() {}
