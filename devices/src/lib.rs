@@ -9,6 +9,7 @@
 //! memory outside the guest's.
 
 pub mod bus;
+pub mod rate_limiter;
 pub mod virtio;
 
 /// The guest's physical memory as every device sees it.
