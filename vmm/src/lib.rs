@@ -1,1 +1,4 @@
-//! The virtual machine monitor.
+//! The virtual machine monitor: one process, one microVM on KVM.
+
+pub mod assist;
+pub mod cpu;

@@ -1,0 +1,1 @@
+//! What a vCPU is before its first instruction: CPUID, MSRs and the local APIC.
