@@ -1,4 +1,6 @@
 //! The virtual machine monitor: one process, one microVM on KVM.
 
 pub mod assist;
+pub mod boot;
 pub mod cpu;
+pub mod layout;
