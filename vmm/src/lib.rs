@@ -3,4 +3,3 @@
 pub mod assist;
 pub mod boot;
 pub mod cpu;
-pub mod layout;

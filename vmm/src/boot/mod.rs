@@ -3,3 +3,5 @@
 //! The kernel is entered by the 64-bit boot protocol (Linux `Documentation/arch/x86/boot.rst`):
 //! no firmware, no real mode and no decompressor runs in the guest. Nothing here knows of KVM
 //! beyond its plain register structs.
+
+pub mod layout;

@@ -48,25 +48,23 @@ pub const MP_TABLE_MAX_SIZE: usize = 0x400;
 /// Start of RAM above the PC's legacy hole. A kernel must not ask to be loaded below it.
 pub const HIMEM_START: GuestAddress = GuestAddress(0x10_0000);
 
-/// Start of the MMIO hole. RAM that reaches it goes on at [`HIGH_RAM_START`].
-pub const MMIO_HOLE_START: GuestAddress = GuestAddress(0xc000_0000);
+/// Start of the MMIO hole. RAM that does not fit below it goes on at [`MMIO_HOLE_END`].
+pub const MMIO_HOLE_START: u64 = 0xc000_0000;
 /// First address after the MMIO hole.
-pub const MMIO_HOLE_END: GuestAddress = GuestAddress(0x1_0000_0000);
-/// RAM that did not fit below the MMIO hole.
-pub const HIGH_RAM_START: GuestAddress = MMIO_HOLE_END;
+pub const MMIO_HOLE_END: u64 = 0x1_0000_0000;
 
 /// The first virtio-mmio window; the others follow without gaps.
-pub const VIRTIO_MMIO_START: GuestAddress = GuestAddress(0xd000_0000);
+pub const VIRTIO_MMIO_START: u64 = 0xd000_0000;
 /// Bytes in one virtio-mmio window.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// The I/O APIC, where KVM's in-kernel one is.
-pub const IO_APIC: GuestAddress = GuestAddress(0xfec0_0000);
+pub const IO_APIC: u64 = 0xfec0_0000;
 /// The local APIC of each vCPU, where KVM's in-kernel ones are.
-pub const LOCAL_APIC: GuestAddress = GuestAddress(0xfee0_0000);
+pub const LOCAL_APIC: u64 = 0xfee0_0000;
 /// One page for `KVM_SET_IDENTITY_MAP_ADDR`.
-pub const KVM_IDENTITY_MAP: GuestAddress = GuestAddress(0xfffb_c000);
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// Three pages for `KVM_SET_TSS_ADDR`.
-pub const KVM_TSS: GuestAddress = GuestAddress(0xfffb_d000);
+pub const KVM_TSS: u64 = 0xfffb_d000;
 
 /// Input pins of the I/O APIC. KVM routes GSI n to pin n, and the first 16 to the PICs as well.
 pub const IO_APIC_PINS: u32 = 24;
@@ -82,37 +80,9 @@ pub const VIRTIO_IRQS: [u32; 17] = [
     5, 6, 7, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 14, 15, 12,
 ];
 
-/// Where `size` bytes of RAM go: as (start, bytes) of one or two regions around the MMIO hole.
-pub fn ram_regions(size: u64) -> Vec<(GuestAddress, u64)> {
-    let low = size.min(MMIO_HOLE_START.0);
-    let mut regions = vec![(GuestAddress(0), low)];
-    if size > low {
-        regions.push((HIGH_RAM_START, size - low));
-    }
-    regions
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ram_regions_when_it_fits_below_the_hole_is_one() {
-        assert_eq!(
-            ram_regions(128 << 20),
-            [(GuestAddress(0), 128 << 20)],
-            "128 MiB"
-        );
-        assert_eq!(ram_regions(3 << 30), [(GuestAddress(0), 3 << 30)], "3 GiB");
-    }
-
-    #[test]
-    fn ram_regions_when_larger_continues_above_4_gib() {
-        assert_eq!(
-            ram_regions((3 << 30) + 4096),
-            [(GuestAddress(0), 3 << 30), (GuestAddress(4 << 30), 4096)]
-        );
-    }
 
     #[test]
     fn virtio_irqs_are_pins_given_out_once() {
