@@ -10,6 +10,7 @@
 
 pub mod bus;
 pub mod rate_limiter;
+pub mod stream;
 pub mod virtio;
 
 /// The guest's physical memory as every device sees it.

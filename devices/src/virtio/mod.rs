@@ -7,11 +7,13 @@
 //! - a [`VirtioDevice`] gives them meaning.
 
 pub mod chain;
+pub mod console;
 #[cfg(any(test, feature = "test-driver"))]
 pub mod driver;
 pub mod interrupt;
 pub mod mmio;
 pub mod queue;
+pub mod wakeup;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;

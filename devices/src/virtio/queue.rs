@@ -82,6 +82,19 @@ impl VirtQueue {
         Ok(true)
     }
 
+    /// Like [`Self::pop`]; when there is none, also asks the driver to notify of the next.
+    pub fn pop_or_arm(&mut self, chain: &mut DescriptorChain) -> Result<bool, QueueError> {
+        loop {
+            if self.pop(chain)? {
+                return Ok(true);
+            }
+            // One that came before the driver saw the request is one it will not notify of.
+            if !self.enable_notification()? {
+                return Ok(false);
+            }
+        }
+    }
+
     /// Puts the chain last popped back, to be popped again. At most once for each `pop`.
     pub fn undo_pop(&mut self) {
         let next = self.queue.next_avail();
