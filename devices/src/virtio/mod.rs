@@ -13,6 +13,7 @@ pub mod driver;
 pub mod interrupt;
 pub mod mmio;
 pub mod queue;
+pub mod rng;
 pub mod wakeup;
 
 use std::os::fd::RawFd;
