@@ -9,6 +9,7 @@
 //! memory outside the guest's.
 
 pub mod bus;
+pub mod legacy;
 pub mod rate_limiter;
 pub mod stream;
 pub mod virtio;
