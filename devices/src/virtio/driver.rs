@@ -179,6 +179,38 @@ impl TestDriver {
         self.transport.process_queue(queue);
     }
 
+    /// Waits up to `timeout_ms` (-1: for ever) for one of the device's event sources and calls the
+    /// device for those that are ready, as the event loop would. `false` if none was.
+    ///
+    /// # Panics
+    /// When the host's `poll` fails on descriptors that are open.
+    pub fn pump(&self, timeout_ms: i32) -> bool {
+        let sources = self.transport.event_sources();
+        let mut fds: Vec<_> = sources
+            .iter()
+            .map(|source| libc::pollfd {
+                fd: source.fd,
+                events: libc::POLLIN,
+                revents: 0,
+            })
+            .collect();
+        let ready = loop {
+            // SAFETY: the pointer and the count are those of `fds`, borrowed for the call.
+            let n = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) };
+            if n >= 0 {
+                break n;
+            }
+            let error = std::io::Error::last_os_error();
+            assert_eq!(error.raw_os_error(), Some(libc::EINTR), "poll: {error}");
+        };
+        for (source, fd) in sources.iter().zip(&fds) {
+            if fd.revents != 0 {
+                self.transport.process_event(source.token);
+            }
+        }
+        ready > 0
+    }
+
     /// The next used buffer, if the device has returned one: head and bytes written.
     pub fn used(&mut self, queue: usize) -> Option<(u16, u32)> {
         let Ring {
