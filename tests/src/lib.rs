@@ -1,5 +1,16 @@
 //! What the end-to-end tests share: a VM to talk to, a network of its own, and the outer machine of
 //! the faithful lane.
+//!
+//! The tests see Bulkhead from outside: its binaries, its documents, its sockets. Nothing here knows
+//! its types, so that a change which breaks whoever uses them shows.
 
+pub mod artifacts;
+pub mod cpio;
 pub mod faithful;
+pub mod guest;
+pub mod http;
+pub mod lane;
 pub mod net;
+pub mod process;
+pub mod vm;
+pub mod vsock;

@@ -9,12 +9,10 @@
 //! to share and nothing left behind. The test's output comes back over the serial port as it is
 //! written, its exit status through QEMU's `isa-debug-exit` device.
 
-mod cpio;
 mod modules;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,8 +21,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-pub use cpio::Cpio;
 use modules::Modules;
+
+use crate::cpio::Cpio;
+use crate::process;
 
 /// Where the plan lies in the outer machine.
 pub const PLAN_PATH: &str = "/plan.json";
@@ -171,17 +171,7 @@ impl Outer {
             .stdin(initramfs)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // SAFETY: prctl(PR_SET_PDEATHSIG) is one async-signal-safe system call and touches no
-        // memory of the parent's.
-        unsafe {
-            command.pre_exec(|| {
-                // QEMU must not outlive whoever wanted its result.
-                rustix::process::set_parent_process_death_signal(Some(
-                    rustix::process::Signal::KILL,
-                ))
-                .map_err(io::Error::from)
-            });
-        }
+        process::die_with_parent(&mut command);
         let child = command.spawn().map_err(|e| {
             io::Error::new(e.kind(), format!("cannot start qemu-system-x86_64: {e}"))
         })?;

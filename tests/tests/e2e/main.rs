@@ -1,3 +1,10 @@
-//! The end-to-end tests.
+//! The end-to-end tests: the real VMM, a real kernel, a real KVM.
+//!
+//! One program, so that it can be carried into the faithful lane's outer machine. Each test boots
+//! what it needs and shares nothing.
 
+mod bad_input;
+mod boot;
+mod control;
+mod exits;
 mod kvm;

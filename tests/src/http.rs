@@ -1,0 +1,53 @@
+//! One HTTP/1.1 request with JSON both ways: what the VMM's control socket and the agent speak.
+
+use std::io::{self, Read, Write};
+
+use serde_json::Value;
+
+/// Sends `method path` with `body` over `stream` and reads the whole answer: status and document.
+pub fn request(
+    mut stream: impl Read + Write,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> io::Result<(u16, Value)> {
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all((head + &body).as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    parse(&answer)
+}
+
+fn parse(answer: &[u8]) -> io::Result<(u16, Value)> {
+    let text = std::str::from_utf8(answer).map_err(io::Error::other)?;
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP: {text:?}"));
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(bad)?;
+    let status = head
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|rest| rest.get(..3))
+        .and_then(|code| code.parse().ok())
+        .ok_or_else(bad)?;
+    let body = match body.trim() {
+        "" => Value::Null,
+        body => serde_json::from_str(body)?,
+    };
+    Ok((status, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parse_when_answered_with_a_body_then_it_is_a_document() {
+        let (status, body) = parse(b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n{\"a\": 1}\n").expect("parse");
+        assert_eq!((status, body["a"].as_u64()), (200, Some(1)));
+        let (status, body) = parse(b"HTTP/1.1 204 No Content\r\n\r\n").expect("parse");
+        assert_eq!((status, body), (204, Value::Null));
+        assert!(parse(b"OK 3\n").is_err());
+    }
+}
