@@ -54,7 +54,12 @@ fn control_when_asked_nonsense_then_answers_and_the_vm_goes_on() {
     for (method, path, body, expected) in [
         ("GET", "/v1/nothing", None, 404),
         ("DELETE", "/v1/vm", None, 405),
-        ("PUT", "/v1/balloon", Some(json!({"size_mib": 1_000_000})), 400),
+        (
+            "PUT",
+            "/v1/balloon",
+            Some(json!({"size_mib": 1_000_000})),
+            400,
+        ),
         ("PUT", "/v1/balloon", Some(json!({"size": 1})), 400),
         ("PUT", "/v1/balloon", Some(json!("all of it")), 400),
     ] {
@@ -65,6 +70,10 @@ fn control_when_asked_nonsense_then_answers_and_the_vm_goes_on() {
         assert!(answer["message"].is_string(), "{method} {path}: {answer}");
     }
     let metrics = vm.control("GET", "/v1/metrics", None);
-    assert_eq!(metrics["vcpus"].as_array().map(Vec::len), Some(1), "{metrics}");
+    assert_eq!(
+        metrics["vcpus"].as_array().map(Vec::len),
+        Some(1),
+        "{metrics}"
+    );
     vm.connect(API_PORT);
 }
