@@ -1,0 +1,137 @@
+//! The agent's life: start, ready, serve, stop.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use bulkhead_protocol::{API_PORT, BootTimings, Shutdown};
+
+use crate::api::Api;
+use crate::server::{Server, Wake};
+use crate::signals::{Asked, Signals};
+use crate::{clock, kmsg, mounts, net, power, ready, reaper, vsock};
+
+/// How long processes may take to end after SIGKILL; one that hangs in the kernel never does.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+
+/// How long whoever asked for the shutdown may take to receive the answer.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// PID 1 of a guest.
+pub fn run_as_init(init_start_ns: u64) -> ! {
+    let listener = vsock::listener(API_PORT);
+    let (timings, told) = ready::announce(init_start_ns);
+
+    // The host is not waiting for any of this; a request that comes meanwhile waits in the backlog.
+    std::panic::set_hook(Box::new(|panic| kmsg::error(format_args!("{panic}"))));
+    mounts::mount_all();
+    if let Err(e) = net::loopback_up() {
+        kmsg::error(format_args!("cannot bring the loopback interface up: {e}"));
+    }
+    if let Err(e) = told
+        && !ready::is_nobody(&e)
+    {
+        kmsg::error(format_args!(
+            "cannot tell the host that the guest is ready: {e}"
+        ));
+    }
+    let listener = match listener {
+        Ok(listener) => Some(listener),
+        Err(e) => {
+            kmsg::error(format_args!(
+                "no API, cannot listen on vsock port {API_PORT}: {e}"
+            ));
+            None
+        }
+    };
+    if let Err(e) = Server::new(listener).and_then(|server| serve(server, timings)) {
+        // Without its loop the guest is of no use to anybody, and nobody could even stop it.
+        kmsg::error(format_args!("cannot go on: {e}"));
+        power::signal_everyone(libc::SIGKILL);
+    }
+    power::off()
+}
+
+/// Serves until the guest is to stop and every other process has ended.
+fn serve(mut server: Server, timings: BootTimings) -> io::Result<()> {
+    let signals = Signals::new()?;
+    server.watch_signals(&signals)?;
+    let mut api = Api::new(timings);
+    let mut stopping: Option<Stopping> = None;
+    loop {
+        let deadline = stopping.as_ref().map(|s| s.deadline);
+        let wake = server.run(&mut api, deadline)?;
+        if wake == Wake::Signals {
+            while let Some(asked) = signals.next() {
+                if asked == Asked::Stop {
+                    api.begin_shutdown(Shutdown::default());
+                }
+            }
+        }
+        // Children that ended without anybody waiting for them; whom nobody misses, nobody is told.
+        let children = reaper::reap(|_| {});
+        let Some(shutdown) = api.shutdown() else {
+            continue;
+        };
+        // Whoever is left is, or once its parents end becomes, a child of PID 1: no children, no
+        // processes.
+        let over = match &mut stopping {
+            _ if !children => true,
+            None => {
+                stopping = Some(Stopping::terminate(shutdown));
+                false
+            }
+            Some(s) => s.is_due() && !s.escalate(),
+        };
+        if over {
+            server.finish(&mut api, Instant::now() + LAST_ANSWERS);
+            return Ok(());
+        }
+    }
+}
+
+/// The guest's processes on their way out.
+struct Stopping {
+    deadline: Instant,
+    killed: bool,
+}
+
+impl Stopping {
+    fn terminate(shutdown: Shutdown) -> Self {
+        power::signal_everyone(libc::SIGTERM);
+        Stopping {
+            deadline: Instant::now() + Duration::from_millis(shutdown.grace_ms()),
+            killed: false,
+        }
+    }
+
+    /// The next harder measure; `false` if there is none.
+    fn escalate(&mut self) -> bool {
+        if self.killed {
+            return false;
+        }
+        power::signal_everyone(libc::SIGKILL);
+        self.deadline = Instant::now() + KILL_GRACE;
+        self.killed = true;
+        true
+    }
+
+    fn is_due(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+}
+
+/// Serves the API on a Unix socket until a shutdown is asked for, as an ordinary process: what is
+/// tested is the API, and nothing of the machine is touched.
+pub fn run_for_tests(path: &str, init_start_ns: u64) -> io::Result<()> {
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    let mut server = Server::new(Some(listener.into()))?;
+    let mut api = Api::new(BootTimings {
+        init_start_ns,
+        ready_ns: clock::boot_ns(),
+    });
+    while server.run(&mut api, None)? != Wake::Shutdown {}
+    server.finish(&mut api, Instant::now() + LAST_ANSWERS);
+    std::fs::remove_file(path)
+}

@@ -1,0 +1,106 @@
+//! The end of the guest.
+//!
+//! A microVM has no ACPI to power off with. Our VMM has a port for it, named on the kernel command
+//! line as `bulkhead.exit_port=0x501`: a byte of 0 there ends the VM. Under another VMM the kernel
+//! is asked, and does what it can.
+
+use std::io;
+
+use rustix::system::{RebootCommand, reboot};
+
+use crate::kmsg;
+
+/// What the VMM's exit port takes for an orderly end.
+const EXIT_POWER_OFF: u8 = 0;
+
+/// Sends `signal` to every process but this one. Only PID 1 of a guest may mean that.
+pub fn signal_everyone(signal: libc::c_int) {
+    if std::process::id() == 1 {
+        // SAFETY: kill takes integers and touches no memory of ours. ESRCH, when there is nobody
+        // left to signal, is as good as success.
+        unsafe { libc::kill(-1, signal) };
+    }
+}
+
+/// Ends the guest: caches to disk, disks unmounted, power off. Every other process has ended.
+pub fn off() -> ! {
+    rustix::fs::sync();
+    crate::mounts::unmount_disks();
+    match exit_port() {
+        Ok(Some(port)) => {
+            let e = exit_through(port);
+            kmsg::error(format_args!("port {port:#x} did not end the VM: {e}"));
+        }
+        Ok(None) => {}
+        Err(e) => kmsg::error(format_args!("cannot read /proc/cmdline: {e}")),
+    }
+    for command in [RebootCommand::PowerOff, RebootCommand::Restart] {
+        if let Err(e) = reboot(command) {
+            kmsg::error(format_args!("{command:?} refused: {e}"));
+        }
+    }
+    // The end of PID 1 would be a panic of the kernel, so there is none.
+    loop {
+        std::thread::park();
+    }
+}
+
+fn exit_port() -> io::Result<Option<u16>> {
+    Ok(port_parameter(&std::fs::read_to_string("/proc/cmdline")?))
+}
+
+/// The value of `bulkhead.exit_port` on a kernel command line, hexadecimal with `0x` or decimal.
+/// The last one counts, as it does for the kernel's own parameters.
+fn port_parameter(cmdline: &str) -> Option<u16> {
+    let values = cmdline.split_ascii_whitespace();
+    let value = values
+        .filter_map(|p| p.strip_prefix("bulkhead.exit_port="))
+        .next_back()?;
+    match value.strip_prefix("0x") {
+        Some(hex) => u16::from_str_radix(hex, 16).ok(),
+        None => value.parse().ok(),
+    }
+}
+
+/// Writes to the exit port. Returns only if that did not end the VM, with the reason.
+fn exit_through(port: u16) -> io::Error {
+    // SAFETY: ioperm takes integers; it lets this thread use one port that the VMM named as its own.
+    if unsafe { libc::ioperm(port.into(), 1, 1) } < 0 {
+        return io::Error::last_os_error();
+    }
+    // SAFETY: this thread may use the port, and writing to it touches no memory.
+    unsafe {
+        std::arch::asm!(
+            "out dx, al",
+            in("dx") port,
+            in("al") EXIT_POWER_OFF,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    io::Error::other("nothing answers there")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_when_named_on_the_command_line_then_found() {
+        assert_eq!(
+            port_parameter("quiet bulkhead.exit_port=0x501 rw\n"),
+            Some(0x501)
+        );
+        let twice = "bulkhead.exit_port=1 bulkhead.exit_port=1282";
+        assert_eq!(port_parameter(twice), Some(0x502));
+        for none in [
+            "",
+            "console=hvc0",
+            "bulkhead.exit_port=",
+            "bulkhead.exit_port=0x10000",
+            "bulkhead.exit_port=x",
+            "not.bulkhead.exit_port=1",
+        ] {
+            assert_eq!(port_parameter(none), None, "{none}");
+        }
+    }
+}
