@@ -1,21 +1,11 @@
 # Bulkhead: what to type. `make help` lists it.
 #
-# Everything built lies in Cargo's target folder and in the guest kernel's cache; whatever is there
-# already is used again.
+# Programs are built in Cargo's target folder; guest kernels and root images in ~/.cache/bulkhead (or
+# BULKHEAD_CACHE), once for each state of their sources. `make test-kvm BULKHEAD_KERNEL=my-vmlinux`
+# and the like test other things than those built here.
 
 MUSL   := x86_64-unknown-linux-musl
-TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
-BIN    := $(TARGET)/$(MUSL)/release
-GUEST  := $(TARGET)/guest
-
-# The tests are told what to test. The same names work from the command line: `make test-kvm
-# BULKHEAD_KERNEL=/boot/my-vmlinux`.
-export BULKHEAD             ?= $(BIN)/bulkhead
-export BULKHEAD_VMM         ?= $(BIN)/bulkhead-vmm
-export BULKHEAD_KERNEL      ?= $(GUEST)/vmlinux
-export BULKHEAD_AGENT_IMAGE ?= $(GUEST)/agent.erofs
-export BULKHEAD_TEST_IMAGE  ?= $(GUEST)/test.erofs
-export BULKHEAD_HELLO       ?= $(BIN)/hello
+BIN    := $(abspath $(or $(CARGO_TARGET_DIR),target))/$(MUSL)/release
 
 # Arguments for the test program, such as the names of the tests to run.
 ARGS    ?=
@@ -38,13 +28,14 @@ setup: ## Install what is missing: packages, Rust's static target
 
 build: setup ## Build the programs, and the root images of the guests
 	$(CARGO) build $(RELEASE) --workspace --bins
-	scripts/images $(BIN) $(GUEST)
+	@resources/agent/build
+	@resources/test-guest/build
 
 kernel: setup ## Build the guest kernel
-	scripts/kernel $(GUEST)
+	@resources/kernel/build
 
 demo: build kernel ## Boot a microVM and show what it is
-	scripts/demo
+	@scripts/with-artifacts $(BIN) scripts/demo
 
 test: ## Every test: units, the VM on this machine's KVM, the VM in the faithful lane
 	@scripts/in-turn test-unit test-kvm test-faithful
@@ -55,15 +46,16 @@ test-unit: setup ## The unit tests of all crates
 
 test-kvm: build kernel ## The end-to-end tests on this machine's KVM
 	@scripts/check-kvm
-	$(CARGO) test $(RELEASE) --package bulkhead-tests --test e2e -- --test-threads=$(JOBS) $(ARGS)
+	scripts/with-artifacts $(BIN) $(CARGO) test $(RELEASE) --package bulkhead-tests --test e2e -- --test-threads=$(JOBS) $(ARGS)
 
 test-faithful: build kernel ## The end-to-end tests in the outer machine, on a KVM like hardware's
-	@scripts/faithful $(BIN)/faithful \
+	scripts/with-artifacts $(BIN) scripts/faithful $(BIN)/faithful \
 	    $(CARGO) test $(RELEASE) --package bulkhead-tests --test e2e -- --test-threads=1 $(ARGS)
 
 figures: build kernel ## Measure boot times and memory, in both lanes
-	$(BIN)/figures $(ARGS)
-	@scripts/faithful $(BIN)/faithful $(BIN)/faithful $(BIN)/figures $(ARGS)
+	scripts/with-artifacts $(BIN) $(BIN)/figures $(ARGS)
+	scripts/with-artifacts $(BIN) scripts/faithful $(BIN)/faithful \
+	    $(BIN)/faithful $(BIN)/figures $(ARGS)
 
 bench: setup ## Measure the parts: block requests on a queue in memory
 	$(CARGO) bench --locked --workspace --benches $(ARGS)
@@ -75,6 +67,5 @@ lint: setup ## Formatting and clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
-clean: ## Remove what was built (not the guest kernel's cache)
+clean: ## Remove the programs (not the cache of kernels and images)
 	$(CARGO) clean
-	rm -rf $(GUEST)

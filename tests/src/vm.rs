@@ -115,24 +115,8 @@ impl Setup {
         let ready = vsock::listen(&self.path("vsock.sock"), READY_PORT).expect("listen for ready");
         let file = self.path("vm.json");
         fs::write(&file, self.config.to_string()).expect("write the configuration");
-        let mut command = Command::new(artifacts::vmm());
-        command
-            .arg("--config")
-            .arg(&file)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        process::die_with_parent(&mut command);
-        let started = Instant::now();
-        let mut child = command.spawn().expect("start bulkhead-vmm");
-        let console = Transcript::of(child.stdout.take());
-        let stderr = Transcript::of(child.stderr.take());
         Vm {
-            stdin: child.stdin.take(),
-            child,
-            started,
-            console,
-            stderr,
+            process: Process::start(&file),
             ready,
             dir: self.dir,
         }
@@ -142,16 +126,51 @@ impl Setup {
 /// A started VM. Dropping it kills its process and removes its folder.
 #[derive(Debug)]
 pub struct Vm {
+    process: Process,
+    ready: UnixListener,
+    dir: TempDir,
+}
+
+/// A `bulkhead-vmm` and all it says.
+#[derive(Debug)]
+struct Process {
     child: Child,
     started: Instant,
     stdin: Option<ChildStdin>,
     console: Transcript,
     stderr: Transcript,
-    ready: UnixListener,
-    dir: TempDir,
+}
+
+impl Process {
+    fn start(config: &Path) -> Self {
+        let mut command = Command::new(artifacts::vmm());
+        command
+            .arg("--config")
+            .arg(config)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        process::die_with_parent(&mut command);
+        let started = Instant::now();
+        let mut child = command.spawn().expect("start bulkhead-vmm");
+        Process {
+            started,
+            stdin: child.stdin.take(),
+            console: Transcript::of(child.stdout.take()),
+            stderr: Transcript::of(child.stderr.take()),
+            child,
+        }
+    }
 }
 
 impl Vm {
+    /// Kills the process and starts another with the same document in the same folder, where the
+    /// sockets of the killed one still lie.
+    pub fn kill_and_start_again(&mut self) {
+        self.kill();
+        self.process = Process::start(&self.path("vm.json"));
+    }
+
     /// Waits for PID 1's report, and returns it and how long it took from the process's start.
     pub fn wait_ready(&mut self) -> (Value, Duration) {
         let deadline = Instant::now() + patience();
@@ -161,7 +180,7 @@ impl Vm {
                 Err(e) if e.kind() == io::ErrorKind::TimedOut => {}
                 Err(e) => self.fail(&format!("waiting for the guest: {e}")),
             }
-            if let Ok(Some(status)) = self.child.try_wait() {
+            if let Ok(Some(status)) = self.process.child.try_wait() {
                 self.fail(&format!(
                     "the VMM ended with {status} before the guest was ready"
                 ));
@@ -170,7 +189,7 @@ impl Vm {
                 self.fail("the guest is not ready");
             }
         };
-        let took = self.started.elapsed();
+        let took = self.process.started.elapsed();
         let line = read_line(stream);
         match line.as_ref().map(|line| serde_json::from_str(line)) {
             Ok(Ok(report)) => (report, took),
@@ -180,7 +199,7 @@ impl Vm {
 
     /// The process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.child.id()
     }
 
     /// A path in the VM's folder.
@@ -221,7 +240,7 @@ impl Vm {
 
     /// Types on the console.
     pub fn type_in(&mut self, text: &str) {
-        let result = match &mut self.stdin {
+        let result = match &mut self.process.stdin {
             Some(stdin) => stdin.write_all(text.as_bytes()),
             None => Err(io::ErrorKind::BrokenPipe.into()),
         };
@@ -230,29 +249,29 @@ impl Vm {
 
     /// Waits until the console has shown `text`.
     pub fn wait_console(&self, text: &str) {
-        if !self.console.wait_for(text, patience()) {
+        if !self.process.console.wait_for(text, patience()) {
             self.fail(&format!("the console has not shown {text:?}"));
         }
     }
 
     /// What the console has shown.
     pub fn console(&self) -> String {
-        self.console.text()
+        self.process.console.text()
     }
 
     /// What the VMM has said on its stderr.
     pub fn stderr(&self) -> String {
-        self.stderr.text()
+        self.process.stderr.text()
     }
 
     /// Waits for the process's end.
     pub fn wait_exit(&mut self) -> ExitStatus {
         let deadline = Instant::now() + patience();
         loop {
-            match self.child.try_wait() {
+            match self.process.child.try_wait() {
                 Ok(Some(status)) => {
-                    self.console.wait_end();
-                    self.stderr.wait_end();
+                    self.process.console.wait_end();
+                    self.process.stderr.wait_end();
                     return status;
                 }
                 Ok(None) if Instant::now() < deadline => {
@@ -276,8 +295,8 @@ impl Vm {
 
     /// Kills the process as `kill -9` does.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.process.child.kill();
+        let _ = self.process.child.wait();
     }
 
     /// Fails the test, with all that was heard of the VM.

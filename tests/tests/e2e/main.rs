@@ -7,4 +7,5 @@ mod bad_input;
 mod boot;
 mod control;
 mod exits;
+mod kill;
 mod kvm;
