@@ -13,6 +13,7 @@ pub mod console;
 pub mod driver;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod wakeup;

@@ -1,8 +1,9 @@
 //! A virtqueue a device works on: chains off the available ring, used buffers back.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -27,12 +28,15 @@ pub struct VirtQueue {
     queue: Queue,
     memory: Arc<GuestMemory>,
     interrupt: Arc<Interrupt>,
+    /// The used ring's index when the driver was last thought of as told.
+    signalled: u16,
 }
 
 impl VirtQueue {
     /// Joins a queue that the driver has made ready to what it needs to be worked on.
     pub fn new(queue: Queue, memory: Arc<GuestMemory>, interrupt: Arc<Interrupt>) -> Self {
         VirtQueue {
+            signalled: queue.next_used(),
             queue,
             memory,
             interrupt,
@@ -106,13 +110,75 @@ impl VirtQueue {
         Ok(self.queue.add_used(&*self.memory, head, written)?)
     }
 
+    /// Gives several chains back at once, each with the bytes written to it: the driver sees all of
+    /// them or none. What is one thing in several chains, like a packet, goes back so.
+    pub fn push_used_together(&mut self, used: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some(((last_head, last_written), before)) = used.split_last() else {
+            return Ok(());
+        };
+        // The driver does not look at slots beyond the ring's index, which moves once, at the end.
+        let mut next = self.queue.next_used();
+        for (head, written) in before {
+            if *head >= self.queue.size() {
+                return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
+            }
+            let element = u64::from(*head) | u64::from(*written) << 32;
+            let slot = u64::from(next % self.queue.size());
+            let addr = self
+                .queue
+                .used_ring()
+                .checked_add(4 + 8 * slot)
+                .ok_or(virtio_queue::Error::AddressOverflow)?;
+            self.memory
+                .write_obj(element.to_le(), GuestAddress(addr))
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        self.push_used(*last_head, *last_written)
+    }
+
     /// Interrupts the driver if it wants to hear of what was pushed since the last call. Call it
     /// once for a batch.
     pub fn signal_used(&mut self) -> Result<(), QueueError> {
-        if self.queue.needs_notification(&*self.memory)? {
+        let new = self.queue.next_used();
+        let old = std::mem::replace(&mut self.signalled, new);
+        if new != old && self.driver_wants_to_hear(old, new)? {
             self.interrupt.signal_used();
         }
         Ok(())
+    }
+
+    /// Whether the driver asked to be told when the used ring's index went from `old` to `new`
+    /// (virtio 1.2 §2.7.7.2, §2.7.10).
+    ///
+    /// `virtio_queue` has this as well, but counts only what was pushed one by one, and does not know
+    /// the flag.
+    fn driver_wants_to_hear(&self, old: u16, new: u16) -> Result<bool, QueueError> {
+        // The driver writes its wish, then looks at the index; we wrote the index and now look at its
+        // wish. The fence is what keeps both from looking too early.
+        fence(Ordering::SeqCst);
+        let by_event = self.queue.event_idx_enabled();
+        let offset = if by_event {
+            4 + 2 * u64::from(self.queue.size())
+        } else {
+            0
+        };
+        let addr = self
+            .queue
+            .avail_ring()
+            .checked_add(offset)
+            .ok_or(virtio_queue::Error::AddressOverflow)?;
+        let wish: u16 = self
+            .memory
+            .load(GuestAddress(addr), Ordering::Relaxed)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        let wish = u16::from_le(wish);
+        Ok(if by_event {
+            new.wrapping_sub(wish).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            u32::from(wish) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        })
     }
 
     /// Asks the driver not to notify while the device is looking at the queue anyway.
@@ -138,5 +204,75 @@ impl VirtQueue {
             return Err(virtio_queue::Error::InvalidAvailRingIndex.into());
         }
         Ok(waiting)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use vm_memory::Address;
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    const SIZE: u16 = 8;
+    const AVAIL: GuestAddress = GuestAddress(0x1000);
+    const USED: GuestAddress = GuestAddress(0x2000);
+
+    fn queue(event_idx: bool, used: u16) -> VirtQueue {
+        let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap());
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_avail_ring_address(Some(AVAIL.0 as u32), None);
+        queue.set_used_ring_address(Some(USED.0 as u32), None);
+        queue.set_ready(true);
+        queue.set_event_idx(event_idx);
+        queue.set_next_used(used);
+        assert!(queue.is_valid(&*memory));
+        let line = EventFd::new(EFD_NONBLOCK).unwrap();
+        VirtQueue::new(queue, memory, Arc::new(Interrupt::new(line)))
+    }
+
+    fn signalled(queue: &mut VirtQueue) -> bool {
+        queue.signal_used().unwrap();
+        queue.interrupt.line().read().is_ok()
+    }
+
+    #[test]
+    fn chains_pushed_together_move_the_index_once_and_wrap() {
+        let mut q = queue(false, 0xffff);
+        q.push_used_together(&[]).unwrap();
+        q.push_used_together(&[(3, 30), (1, 10), (2, 0xffff_ffff)])
+            .unwrap();
+        assert_eq!(q.memory.read_obj::<u16>(USED.unchecked_add(2)).unwrap(), 2);
+        for (slot, element) in [(7, [3, 30]), (0, [1, 10]), (1, [2, 0xffff_ffff])] {
+            let addr = USED.unchecked_add(4 + 8 * slot);
+            assert_eq!(q.memory.read_obj::<[u32; 2]>(addr).unwrap(), element);
+        }
+        assert!(q.push_used_together(&[(SIZE, 0), (0, 0)]).is_err());
+        assert!(q.push_used_together(&[(0, 0), (SIZE, 0)]).is_err());
+    }
+
+    #[test]
+    fn driver_is_interrupted_when_the_index_passes_its_event() {
+        let mut q = queue(true, 0xfffe);
+        let event = AVAIL.unchecked_add(4 + 2 * u64::from(SIZE));
+        q.memory.write_obj(0u16, event).unwrap();
+        q.push_used(0, 0).unwrap();
+        assert!(!signalled(&mut q));
+        q.push_used_together(&[(1, 0), (2, 0), (3, 0)]).unwrap();
+        assert!(signalled(&mut q));
+        assert!(!signalled(&mut q));
+        q.push_used(4, 0).unwrap();
+        assert!(!signalled(&mut q));
+    }
+
+    #[test]
+    fn driver_without_events_is_interrupted_unless_its_flag_says_no() {
+        let mut q = queue(false, 0);
+        assert!(!signalled(&mut q), "nothing was pushed");
+        q.push_used(0, 0).unwrap();
+        assert!(signalled(&mut q));
+        q.memory.write_obj(1u16, AVAIL).unwrap();
+        q.push_used(0, 0).unwrap();
+        assert!(!signalled(&mut q));
     }
 }
