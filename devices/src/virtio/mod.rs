@@ -16,6 +16,7 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 pub mod rng;
+pub mod vsock;
 pub mod wakeup;
 
 use std::os::fd::RawFd;

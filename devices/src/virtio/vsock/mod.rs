@@ -1,0 +1,253 @@
+//! The socket device (virtio 1.2 §5.10): stream sockets between the guest and Unix sockets of the
+//! host, in both directions.
+//!
+//! The convention is Firecracker's. The device listens at a Unix socket; a client on the host connects
+//! to it, says `CONNECT <port>\n`, reads `OK <its port>\n`, and is connected to whoever listens at that
+//! port in the guest. A connection of the guest to port P of the host (CID 2) arrives at the Unix
+//! socket `<path>_P`.
+//!
+//! Nothing is buffered that need not be. Payload for the guest stays in the Unix socket until there
+//! are a buffer and credit for it, and is then read straight into guest memory; payload for the host is
+//! written from guest memory, and only what a full socket does not take is copied, up to what the
+//! guest was given credit for.
+
+mod backlog;
+mod connection;
+mod credit;
+mod handshake;
+mod limits;
+mod listener;
+mod muxer;
+mod packet;
+mod receive;
+mod slots;
+mod socket;
+#[cfg(test)]
+mod tests;
+mod timers;
+mod transmit;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::interrupt::Interrupt;
+use super::queue::{QueueError, VirtQueue};
+use super::{ActivateError, Activation, EventSource, VirtioDevice, device_id, read_config_bytes};
+use listener::Listener;
+use muxer::Muxer;
+use receive::Receive;
+use transmit::Transmit;
+
+pub use limits::Limits;
+
+/// Index of the queue with buffers to receive into.
+pub const RECEIVE_QUEUE: usize = 0;
+/// Index of the queue with packets from the guest.
+pub const TRANSMIT_QUEUE: usize = 1;
+/// Index of the queue with buffers for events.
+pub const EVENT_QUEUE: usize = 2;
+
+/// With Linux's receive buffers of a page each, 256 hold 1 MiB: four times what it gives one
+/// connection credit for, so that one that is not read does not starve the next. The event queue
+/// could be smaller; Linux fills all of it with 8-byte buffers whatever its size.
+const QUEUE_SIZES: [u16; 3] = [256, 256, 256];
+
+/// The lowest CID a guest may have; those below have meanings of their own (§5.10.4).
+const FIRST_GUEST_CID: u64 = 3;
+
+/// What a socket device is made of.
+#[derive(Debug, Clone)]
+pub struct VsockConfig {
+    /// A word for logs and metrics.
+    pub name: String,
+    /// The guest's context ID: from 3 to 2^32 - 2.
+    pub guest_cid: u64,
+    /// Where host clients connect, and what the sockets for the guest's connections begin with.
+    pub uds_path: PathBuf,
+}
+
+/// Why a socket device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VsockError {
+    /// The context ID is one with a meaning of its own, or has more than 32 bits.
+    #[error("{0} cannot be the context ID of a guest: it must be from 3 to 4294967294")]
+    BadCid(u64),
+    /// The path does not fit into the address of a Unix socket, with a port behind it.
+    #[error(
+        "the socket path {path} is too long: it may have {max} bytes, so that `_<port>` fits behind it"
+    )]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Bytes it may have.
+        max: usize,
+    },
+    /// Another process listens there.
+    #[error("somebody else listens at the socket {0}: stop them, or choose another path")]
+    InUse(PathBuf),
+    /// What is there is not a socket, so it is not ours to replace.
+    #[error("{0} exists and is not a socket: remove it, or choose another path")]
+    NotASocket(PathBuf),
+    /// The socket could not be made.
+    #[error("cannot listen at the socket {path}: {source}")]
+    Bind {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The host did not give what the device needs to wait for its sockets.
+    #[error("cannot set up what the socket device waits with: {0}")]
+    Host(io::Error),
+}
+
+/// The socket device.
+pub struct Vsock {
+    name: String,
+    /// The configuration space: the guest's CID (§5.10.4).
+    config: [u8; 8],
+    muxer: Muxer,
+    interrupt: Option<Arc<Interrupt>>,
+    active: Option<Active>,
+}
+
+/// What there is between `DRIVER_OK` and the next reset.
+struct Active {
+    receive: Receive,
+    transmit: Transmit,
+    /// For `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`, which a guest is to see after it was restored from a
+    /// snapshot. Until there are any, its buffers are just held.
+    _events: Option<VirtQueue>,
+}
+
+impl Vsock {
+    /// Makes a device that listens at `config.uds_path` from now on. Clients that come before the
+    /// guest's driver is up wait.
+    pub fn new(config: VsockConfig) -> Result<Vsock, VsockError> {
+        Self::with_limits(config, Limits::default())
+    }
+
+    /// The same, with other bounds than the default ones.
+    pub fn with_limits(config: VsockConfig, limits: Limits) -> Result<Vsock, VsockError> {
+        let cid = config.guest_cid;
+        if !(FIRST_GUEST_CID..u64::from(u32::MAX)).contains(&cid) {
+            return Err(VsockError::BadCid(cid));
+        }
+        let listener = Listener::bind(&config.uds_path)?;
+        let muxer =
+            Muxer::new(config.name.clone(), cid, limits, listener).map_err(VsockError::Host)?;
+        Ok(Vsock {
+            name: config.name,
+            config: cid.to_le_bytes(),
+            muxer,
+            interrupt: None,
+            active: None,
+        })
+    }
+
+    /// Does all there is to do, within the bounds of one turn on the event loop.
+    fn serve(&mut self) {
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        if let Err(e) = active.serve(&mut self.muxer) {
+            log::warn!("{}: stopped: {e}", self.name);
+            self.reset();
+            if let Some(interrupt) = &self.interrupt {
+                interrupt.signal_needs_reset();
+            }
+        }
+    }
+}
+
+impl Active {
+    fn serve(&mut self, muxer: &mut Muxer) -> Result<(), QueueError> {
+        muxer.accept();
+        self.transmit.serve(muxer)?;
+        let more_to_receive = self.receive.serve(muxer)?;
+        if more_to_receive || self.transmit.has_work(muxer) {
+            muxer.ring();
+        }
+        Ok(())
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_type(&self) -> u32 {
+        device_id::VSOCK
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    /// None: stream sockets are implied where no kind is offered (§5.10.3), and there are no others.
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn set_interrupt(&mut self, interrupt: Arc<Interrupt>) {
+        self.interrupt = Some(interrupt);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        self.active = Some(Active {
+            receive: Receive::new(activation.take_queue(RECEIVE_QUEUE)?),
+            transmit: Transmit::new(activation.take_queue(TRANSMIT_QUEUE)?),
+            _events: activation.take_queue(EVENT_QUEUE).ok(),
+        });
+        // Clients may be waiting, and the event loop is where they are served.
+        self.muxer.ring();
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        self.muxer.clear();
+    }
+
+    fn event_sources(&self) -> Vec<EventSource> {
+        vec![EventSource {
+            fd: self.muxer.epoll_fd(),
+            token: 0,
+            edge: false,
+            writable: false,
+        }]
+    }
+
+    fn process_queue(&mut self, index: usize) {
+        if index == TRANSMIT_QUEUE
+            && let Some(active) = &mut self.active
+        {
+            active.transmit.notified();
+        }
+        self.serve();
+    }
+
+    fn process_event(&mut self, _token: u32) {
+        self.muxer.poll();
+        self.serve();
+    }
+
+    fn metrics(&self, report: &mut dyn FnMut(&'static str, u64)) {
+        let counters = self.muxer.counters();
+        report("connections", self.muxer.len() as u64);
+        report("connections_from_host", counters.from_host);
+        report("connections_from_guest", counters.from_guest);
+        report("connections_refused", counters.refused);
+        report("to_guest_bytes", counters.to_guest_bytes);
+        report("to_host_bytes", counters.to_host_bytes);
+        report("backlog_bytes", self.muxer.backlog() as u64);
+        report("resets", counters.resets);
+        report("packets_dropped", counters.dropped);
+    }
+}
