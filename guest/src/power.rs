@@ -27,10 +27,10 @@ pub fn off() -> ! {
     rustix::fs::sync();
     crate::mounts::unmount_disks();
     match exit_port() {
-        Ok(Some(port)) => {
-            let e = exit_through(port);
-            kmsg::error(format_args!("port {port:#x} did not end the VM: {e}"));
-        }
+        Ok(Some(port)) => match write_port(port, EXIT_POWER_OFF) {
+            Ok(()) => kmsg::error(format_args!("nothing ends the VM at port {port:#x}")),
+            Err(e) => kmsg::error(format_args!("cannot use port {port:#x}: {e}")),
+        },
         Ok(None) => {}
         Err(e) => kmsg::error(format_args!("cannot read /proc/cmdline: {e}")),
     }
@@ -62,22 +62,23 @@ fn port_parameter(cmdline: &str) -> Option<u16> {
     }
 }
 
-/// Writes to the exit port. Returns only if that did not end the VM, with the reason.
-fn exit_through(port: u16) -> io::Error {
-    // SAFETY: ioperm takes integers; it lets this thread use one port that the VMM named as its own.
+/// Writes a byte to an I/O port. If the port is one that ends the VM, this does not return.
+pub fn write_port(port: u16, value: u8) -> io::Result<()> {
+    // SAFETY: ioperm takes integers; it lets this thread use one port and touches no memory.
     if unsafe { libc::ioperm(port.into(), 1, 1) } < 0 {
-        return io::Error::last_os_error();
+        return Err(io::Error::last_os_error());
     }
-    // SAFETY: this thread may use the port, and writing to it touches no memory.
+    // SAFETY: this thread may use the port, and writing to it touches no memory of this program.
+    // What the device behind it does is the caller's matter.
     unsafe {
         std::arch::asm!(
             "out dx, al",
             in("dx") port,
-            in("al") EXIT_POWER_OFF,
+            in("al") value,
             options(nomem, nostack, preserves_flags)
         );
     }
-    io::Error::other("nothing answers there")
+    Ok(())
 }
 
 #[cfg(test)]
