@@ -203,7 +203,8 @@ fn message(iovecs: &[iovec]) -> libc::msghdr {
     // SAFETY: all zeros is a valid msghdr: null pointers and lengths of 0.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = iovecs.as_ptr().cast_mut();
-    message.msg_iovlen = iovecs.len();
+    // Of another type in each C library; there are at most IOV_MAX.
+    message.msg_iovlen = iovecs.len() as _;
     message
 }
 
