@@ -17,7 +17,7 @@ mod exception;
 mod execute;
 pub mod paging;
 pub mod probe;
-mod unsupported;
+pub mod unsupported;
 pub mod xsave;
 
 use std::sync::Arc;
