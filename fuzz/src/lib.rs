@@ -1,0 +1,302 @@
+//! What the fuzz targets share: a driver that does anything a hostile guest can do to a virtio device.
+//!
+//! Run a target with `RUSTC_BOOTSTRAP=1 cargo fuzz run TARGET` (stable Rust will do).
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+use bulkhead_devices::bus::BusDevice;
+use bulkhead_devices::virtio::VirtioDevice;
+use bulkhead_devices::virtio::driver::{Buffer, RINGS_SIZE, TestDriver};
+use vm_memory::{Bytes, GuestAddress};
+
+/// Guest memory: the rings of up to six queues, and then data.
+pub const MEMORY_SIZE: usize = 512 << 10;
+const DATA: u64 = 6 * RINGS_SIZE;
+
+/// More than this in one run only makes it slow.
+const MAX_OPS: usize = 64;
+
+/// An address that mostly lies in the data half of memory, so that requests get past the first check,
+/// and sometimes anywhere.
+#[derive(Debug, Clone, Copy)]
+pub struct Address(u64);
+
+impl<'a> Arbitrary<'a> for Address {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Address(match u.arbitrary::<u8>()? {
+            0 => u.arbitrary()?,
+            1 => u64::from(u.arbitrary::<u32>()?),
+            // The very end of memory.
+            2 => MEMORY_SIZE as u64 - u64::from(u.arbitrary::<u8>()?),
+            // The rings.
+            3 => u64::from(u.arbitrary::<u32>()?) % DATA,
+            page => DATA + u64::from(page) * 0x200 + u64::from(u.arbitrary::<u8>()?),
+        }))
+    }
+}
+
+/// A length that mostly is one a driver would use.
+#[derive(Debug, Clone, Copy)]
+pub struct Length(u32);
+
+impl<'a> Arbitrary<'a> for Length {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Length(match u.arbitrary::<u8>()? {
+            0 => u.arbitrary()?,
+            1 => u32::from(u.arbitrary::<u16>()?),
+            n if n < 64 => u32::from(n),
+            n => (u32::from(n) - 63) * 512,
+        }))
+    }
+}
+
+/// One thing a driver may do. Queue numbers are taken modulo the number of queues.
+#[derive(Debug, Clone, Arbitrary)]
+pub enum Op {
+    /// The orderly handshake, accepting these features.
+    Start {
+        features: u64,
+        queue_size: QueueSize,
+    },
+    /// Any register, in any state.
+    Register { index: u8, value: u32 },
+    /// Any access to the configuration space.
+    ReadConfig { offset: u8, len: u8 },
+    /// Any access to the configuration space.
+    WriteConfig { offset: u8, value: u64, len: u8 },
+    /// A well-formed chain: `header` in a buffer of its own, then the others. Writable buffers are
+    /// not filled.
+    Request {
+        queue: u8,
+        header: Header,
+        readable: Few<(Address, Length)>,
+        writable: Few<(Address, Length)>,
+    },
+    /// Any descriptor.
+    Descriptor {
+        queue: u8,
+        index: u8,
+        address: Address,
+        len: Length,
+        flags: u8,
+        next: u8,
+    },
+    /// A head on the available ring.
+    Available { queue: u8, head: u16 },
+    /// The available ring's index, alone.
+    AvailableIndex { queue: u8, index: u16 },
+    /// Bytes anywhere, rings included.
+    Memory { address: Address, data: Header },
+    /// A notification.
+    Kick { queue: u8 },
+    /// The event loop gets a turn, and waits a little if there is nothing to do.
+    Events { wait: bool },
+    /// A reset in the middle of everything.
+    Reset,
+}
+
+/// A size the handshake sets its queues to.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueSize(u16);
+
+impl<'a> Arbitrary<'a> for QueueSize {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(QueueSize(1 << u.int_in_range(0..=8)?))
+    }
+}
+
+/// Up to 64 bytes.
+#[derive(Debug, Clone)]
+pub struct Header(Vec<u8>);
+
+impl<'a> Arbitrary<'a> for Header {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let len = u.int_in_range(0..=64)?;
+        Ok(Header(u.bytes(len)?.to_vec()))
+    }
+}
+
+/// Up to seven of something.
+#[derive(Debug, Clone)]
+pub struct Few<T>(Vec<T>);
+
+impl<'a, T: Arbitrary<'a>> Arbitrary<'a> for Few<T> {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let len = u.int_in_range(0..=7)?;
+        Ok(Few((0..len)
+            .map(|_| u.arbitrary())
+            .collect::<Result<_>>()?))
+    }
+}
+
+/// A device and the guest that has it. It may be used for many runs: each starts with memory zeroed
+/// and the device reset.
+pub struct Guest {
+    driver: TestDriver,
+    queues: usize,
+    started: bool,
+    headers: u64,
+    /// All of guest memory, before and after what should not change it.
+    contents: [Vec<u8>; 2],
+}
+
+impl Guest {
+    /// A guest with `device`.
+    pub fn new(device: Box<dyn VirtioDevice>) -> Self {
+        let queues = device.queue_sizes().len();
+        assert!(
+            queues as u64 * RINGS_SIZE <= DATA,
+            "more queues than planned for"
+        );
+        Guest {
+            queues,
+            driver: TestDriver::new(device, MEMORY_SIZE),
+            started: false,
+            headers: 0,
+            contents: [vec![0; MEMORY_SIZE], vec![0; MEMORY_SIZE]],
+        }
+    }
+
+    /// Does to the device what the input says, then resets it and checks that it leaves guest memory
+    /// alone from there on. `turn` is called at each turn of the event loop, to play the host's side
+    /// (a peer, a tap). Returns when the input is used up.
+    pub fn run(&mut self, u: &mut Unstructured, mut turn: impl FnMut(&mut Unstructured)) {
+        self.contents[0].fill(0);
+        self.put(0, &self.contents[0]);
+        self.headers = 0;
+        // Nearly every run should get past the handshake.
+        let legacy_like = u.ratio(1, 8).unwrap_or(false);
+        self.apply(Op::Start {
+            features: if legacy_like { 1 << 32 } else { u64::MAX },
+            queue_size: QueueSize(16),
+        });
+        for _ in 0..MAX_OPS {
+            let Ok(op) = u.arbitrary::<Op>() else { break };
+            let events = matches!(op, Op::Events { .. });
+            self.apply(op);
+            if events {
+                turn(u);
+            }
+            if u.is_empty() {
+                break;
+            }
+        }
+        self.finish();
+    }
+
+    fn queue(&self, queue: u8) -> usize {
+        usize::from(queue) % self.queues
+    }
+
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::Start {
+                features,
+                queue_size,
+            } => {
+                self.driver.start(features, queue_size.0);
+                self.started = true;
+            }
+            Op::Register { index, value } => self.driver.write(u64::from(index) * 4, value),
+            Op::ReadConfig { offset, len } => {
+                let mut data = vec![0; usize::from(len % 9)];
+                self.driver.transport.read(u64::from(offset) * 2, &mut data);
+            }
+            Op::WriteConfig { offset, value, len } => {
+                let data = &value.to_le_bytes()[..usize::from(len % 9)];
+                self.driver.transport.write(0x100 + u64::from(offset), data);
+            }
+            Op::Memory { address, data } => self.put(address.0, &data.0),
+            Op::Kick { queue } => self.driver.kick(self.queue(queue)),
+            Op::Events { wait } => self.events(wait),
+            Op::Reset => self.driver.write(0x70, 0),
+            // The rest needs rings to write to.
+            _ if !self.started => {}
+            Op::Request {
+                queue,
+                header,
+                readable,
+                writable,
+            } => {
+                self.request(self.queue(queue), &header.0, &readable.0, &writable.0);
+            }
+            Op::Descriptor {
+                queue,
+                index,
+                address,
+                len,
+                flags,
+                next,
+            } => {
+                let buffer = (address.0, len.0);
+                let queue = self.queue(queue);
+                self.driver
+                    .set_descriptor(queue, index.into(), buffer, flags.into(), next.into());
+            }
+            Op::Available { queue, head } => self.driver.add_available(self.queue(queue), head),
+            Op::AvailableIndex { queue, index } => {
+                self.driver.set_available_index(self.queue(queue), index);
+            }
+        }
+    }
+
+    fn request(
+        &mut self,
+        queue: usize,
+        header: &[u8],
+        readable: &[(Address, Length)],
+        writable: &[(Address, Length)],
+    ) {
+        // Each in a place of its own for a while, as a request may stay in flight.
+        let place = DATA + self.headers % 32 * 64;
+        self.headers += 1;
+        self.put(place, header);
+        let mut buffers: Vec<Buffer> = Vec::new();
+        if !header.is_empty() {
+            buffers.push((place, header.len() as u32));
+        }
+        buffers.extend(readable.iter().map(|(a, l)| (a.0, l.0)));
+        let writable: Vec<Buffer> = writable.iter().map(|(a, l)| (a.0, l.0)).collect();
+        if !buffers.is_empty() || !writable.is_empty() {
+            self.driver.add_chain(queue, &buffers, &writable);
+        }
+    }
+
+    fn events(&mut self, wait: bool) {
+        self.driver.pump(wait.into());
+        let _ = self.driver.transport.interrupt().line().read();
+        let status = self.driver.read(0x60);
+        self.driver.write(0x64, status);
+        if self.started {
+            for queue in 0..self.queues {
+                // No more than fit, whatever the guest has written over the ring.
+                for _ in 0..16 {
+                    if self.driver.used(queue).is_none() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn put(&self, address: u64, data: &[u8]) {
+        // Where there is no memory, nothing is written.
+        let _ = self.driver.memory.write(data, GuestAddress(address));
+    }
+
+    fn finish(&mut self) {
+        self.driver.transport.shutdown();
+        self.read_all(0);
+        while self.driver.pump(0) {}
+        self.read_all(1);
+        let [before, after] = &self.contents;
+        assert!(before == after, "guest memory changed after a reset");
+    }
+
+    fn read_all(&mut self, into: usize) {
+        let read = self
+            .driver
+            .memory
+            .read_slice(&mut self.contents[into], GuestAddress(0));
+        read.expect("all of it is there");
+    }
+}
