@@ -26,22 +26,30 @@ pub fn signal_everyone(signal: libc::c_int) {
 pub fn off() -> ! {
     rustix::fs::sync();
     crate::mounts::unmount_disks();
-    match exit_port() {
+    let failed = match exit_port() {
         Ok(Some(port)) => match write_port(port, EXIT_POWER_OFF) {
-            Ok(()) => kmsg::error(format_args!("nothing ends the VM at port {port:#x}")),
-            Err(e) => kmsg::error(format_args!("cannot use port {port:#x}: {e}")),
+            Ok(()) => Some(format!("nothing ends the VM at port {port:#x}")),
+            Err(e) => Some(format!("cannot use port {port:#x}: {e}")),
         },
-        Ok(None) => {}
-        Err(e) => kmsg::error(format_args!("cannot read /proc/cmdline: {e}")),
+        Ok(None) => None,
+        Err(e) => Some(format!("cannot read /proc/cmdline: {e}")),
+    };
+    match failed {
+        // A VMM with an exit port has no other way to power off: a kernel that is asked to would
+        // halt for good. A reset ends the VM too, if less politely.
+        Some(failed) => kmsg::error(format_args!("{failed}")),
+        None => end_by(RebootCommand::PowerOff),
     }
-    for command in [RebootCommand::PowerOff, RebootCommand::Restart] {
-        if let Err(e) = reboot(command) {
-            kmsg::error(format_args!("{command:?} refused: {e}"));
-        }
-    }
+    end_by(RebootCommand::Restart);
     // The end of PID 1 would be a panic of the kernel, so there is none.
     loop {
         std::thread::park();
+    }
+}
+
+fn end_by(command: RebootCommand) {
+    if let Err(e) = reboot(command) {
+        kmsg::error(format_args!("{command:?} refused: {e}"));
     }
 }
 

@@ -20,3 +20,7 @@ pub const PORT: u32 = 7000;
 pub const UP: &str = "BULKHEAD TEST GUEST UP";
 /// The kernel parameter that makes the guest write [`UP`] and reset the VM at once.
 pub const REBOOT_PARAMETER: &str = "testguest.reboot";
+/// The same, but it powers off, as the agent does.
+pub const POWEROFF_PARAMETER: &str = "testguest.poweroff";
+/// The same, but it ends, which panics the kernel.
+pub const PANIC_PARAMETER: &str = "testguest.panic";

@@ -5,8 +5,8 @@ use std::ffi::{c_char, c_int};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 
-use bulkhead_agent::{clock, kmsg, mounts, net, ready, vsock};
-use bulkhead_test_guest::{PORT, REBOOT_PARAMETER, UP, ops};
+use bulkhead_agent::{clock, kmsg, mounts, net, power, ready, vsock};
+use bulkhead_test_guest::{PANIC_PARAMETER, PORT, POWEROFF_PARAMETER, REBOOT_PARAMETER, UP, ops};
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 
@@ -23,12 +23,22 @@ extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
     let start = clock::boot_ns();
     let _ = mount(c"proc", c"/proc", c"proc", MountFlags::empty(), None);
     let cmdline = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    if cmdline
-        .split_ascii_whitespace()
-        .any(|p| p == REBOOT_PARAMETER)
-    {
-        say_up();
-        let _ = reboot(RebootCommand::Restart);
+    for parameter in cmdline.split_ascii_whitespace() {
+        match parameter {
+            REBOOT_PARAMETER => {
+                say_up();
+                let _ = reboot(RebootCommand::Restart);
+            }
+            POWEROFF_PARAMETER => {
+                say_up();
+                power::off();
+            }
+            PANIC_PARAMETER => {
+                say_up();
+                return 1;
+            }
+            _ => {}
+        }
     }
     mounts::mount_all();
     if let Err(e) = serve(start) {
