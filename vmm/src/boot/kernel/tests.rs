@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use vm_memory::{Bytes, GuestMemoryBackend};
+use vm_memory::{Bytes, FileOffset, GuestMemoryBackend};
 
 use super::testing::*;
 use super::*;
@@ -54,6 +54,17 @@ fn vmlinux_when_loaded_has_its_segments_at_their_physical_addresses() {
     let kernel = load_bytes(&memory, &vmlinux()).expect("load");
     assert_eq!(kernel.kind, KernelKind::Vmlinux);
     assert!(kernel.setup_header.is_none());
+    assert_loaded(&memory, &kernel);
+}
+
+#[test]
+fn vmlinux_when_memory_is_a_file_lands_at_the_same_addresses() {
+    let backing = tempfile::tempfile().expect("temporary file");
+    backing.set_len(80 << 20).expect("size");
+    let offset = FileOffset::new(backing, 16 << 20);
+    let memory = GuestMemory::from_ranges_with_files([(GuestAddress(0), 64 << 20, Some(offset))])
+        .expect("memory");
+    let kernel = load_bytes(&memory, &vmlinux()).expect("load");
     assert_loaded(&memory, &kernel);
 }
 
