@@ -51,7 +51,16 @@ impl TestDriver {
     /// When the host gives no memory or no eventfds: there is no test without them.
     #[allow(clippy::unwrap_used)]
     pub fn new(device: Box<dyn VirtioDevice>, memory_size: usize) -> Self {
-        let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), memory_size)]).unwrap());
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), memory_size)]).unwrap();
+        Self::with_memory(device, Arc::new(memory))
+    }
+
+    /// The same with guest memory of your own, which has to have room for the rings.
+    ///
+    /// # Panics
+    /// When the host gives no eventfds.
+    #[allow(clippy::unwrap_used)]
+    pub fn with_memory(device: Box<dyn VirtioDevice>, memory: Arc<GuestMemory>) -> Self {
         let transport = MmioTransport::new(device, Arc::clone(&memory)).unwrap();
         TestDriver {
             memory,

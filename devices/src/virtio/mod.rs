@@ -6,6 +6,7 @@
 //! - [`chain::DescriptorChain`] is one request, validated whole before any of it is used;
 //! - a [`VirtioDevice`] gives them meaning.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
