@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
+use kvm_ioctls::VcpuFd;
 
 /// What could not be done.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub enum Reason {
     Exit(u32),
     /// The host refused something the assist needs for it.
     Host(&'static str, io::Error),
+    /// What the vCPU's loop says it is.
+    Other(String),
 }
 
 impl fmt::Display for Reason {
@@ -57,6 +60,7 @@ impl fmt::Display for Reason {
             Reason::Host(what, error) => {
                 write!(f, "KVM failed {what} of a vCPU: {error}")
             }
+            Reason::Other(what) => f.write_str(what),
         }
     }
 }
@@ -77,6 +81,18 @@ pub struct Unsupported {
 }
 
 impl Unsupported {
+    /// Takes down where a vCPU stands that cannot go on because of `what`: for ends that the assist
+    /// has no part in.
+    pub fn capture(vcpu: &mut VcpuFd, what: impl Into<String>) -> Box<Self> {
+        let mut unsupported = Self::new(Reason::Other(what.into()));
+        let code = super::exit_code(vcpu).unwrap_or_default();
+        // If even the registers cannot be had, `what` still says most of it.
+        if let (Ok(regs), Ok(sregs)) = (vcpu.get_regs(), vcpu.get_sregs()) {
+            unsupported.set_place(code.bytes(), &regs, &sregs);
+        }
+        unsupported
+    }
+
     pub(super) fn new(reason: Reason) -> Box<Self> {
         Box::new(Unsupported {
             reason,

@@ -1,1 +1,5 @@
 //! What a vCPU is before its first instruction: CPUID, MSRs and the local APIC.
+
+pub mod cpuid;
+pub mod lapic;
+pub mod msrs;
