@@ -1,11 +1,21 @@
 # Bulkhead: what to type. `make help` lists it.
 #
-# Programs are built in Cargo's target folder; guest kernels and root images in ~/.cache/bulkhead (or
-# BULKHEAD_CACHE), once for each state of their sources. `make test-kvm BULKHEAD_KERNEL=my-vmlinux`
-# and the like test other things than those built here.
+# Programs lie in Cargo's target folder, and beside them, in `guest`, links to what guests boot. Those
+# are built once for each state of their sources and kept in ~/.cache/bulkhead (or BULKHEAD_CACHE).
 
 MUSL   := x86_64-unknown-linux-musl
-BIN    := $(abspath $(or $(CARGO_TARGET_DIR),target))/$(MUSL)/release
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+BIN    := $(TARGET)/$(MUSL)/release
+TESTS  := $(TARGET)/$(MUSL)/e2e
+GUEST  := $(TARGET)/guest
+
+# The tests are told what to test, and can be told otherwise: `make test-kvm BULKHEAD_VMM=...`.
+export BULKHEAD             ?= $(BIN)/bulkhead
+export BULKHEAD_VMM         ?= $(BIN)/bulkhead-vmm
+export BULKHEAD_KERNEL      ?= $(GUEST)/vmlinux
+export BULKHEAD_AGENT_IMAGE ?= $(GUEST)/agent.erofs
+export BULKHEAD_TEST_IMAGE  ?= $(GUEST)/test.erofs
+export BULKHEAD_TEST_INITRAMFS ?= $(GUEST)/test-initramfs.cpio
 
 # Arguments for the test program, such as the names of the tests to run.
 ARGS    ?=
@@ -13,7 +23,8 @@ ARGS    ?=
 SECONDS ?= 600
 
 CARGO   := cargo
-RELEASE := --release --locked --target $(MUSL)
+STATIC  := --locked --target $(MUSL)
+E2E     := $(STATIC) --profile e2e --package bulkhead-tests
 # Guests of the machine's own KVM keep a processor busy each, and there may be two.
 JOBS    ?= 2
 
@@ -27,15 +38,16 @@ setup: ## Install what is missing: packages, Rust's static target
 	@scripts/setup
 
 build: setup ## Build the programs, and the root images of the guests
-	$(CARGO) build $(RELEASE) --workspace --bins
-	@resources/agent/build
-	@resources/test-guest/build
+	$(CARGO) build $(STATIC) --release --package bulkhead --package bulkhead-vmm
+	@scripts/place $(GUEST)/agent.erofs resources/agent/build
+	@scripts/place $(GUEST)/test.erofs resources/test-guest/build erofs
+	@scripts/place $(GUEST)/test-initramfs.cpio resources/test-guest/build initramfs
 
 kernel: setup ## Build the guest kernel
-	@resources/kernel/build
+	@scripts/place $(GUEST)/vmlinux resources/kernel/build
 
 demo: build kernel ## Boot a microVM and show what it is
-	@scripts/with-artifacts $(BIN) scripts/demo
+	@scripts/demo
 
 test: ## Every test: units, the VM on this machine's KVM, the VM in the faithful lane
 	@scripts/in-turn test-unit test-kvm test-faithful
@@ -46,16 +58,16 @@ test-unit: setup ## The unit tests of all crates
 
 test-kvm: build kernel ## The end-to-end tests on this machine's KVM
 	@scripts/check-kvm
-	scripts/with-artifacts $(BIN) $(CARGO) test $(RELEASE) --package bulkhead-tests --test e2e -- --test-threads=$(JOBS) $(ARGS)
+	$(CARGO) test $(E2E) --test e2e -- --test-threads=$(JOBS) $(ARGS)
 
 test-faithful: build kernel ## The end-to-end tests in the outer machine, on a KVM like hardware's
-	scripts/with-artifacts $(BIN) scripts/faithful $(BIN)/faithful \
-	    $(CARGO) test $(RELEASE) --package bulkhead-tests --test e2e -- --test-threads=1 $(ARGS)
+	$(CARGO) build $(E2E) --bins
+	scripts/faithful $(TESTS)/faithful $(CARGO) test $(E2E) --test e2e -- --test-threads=1 $(ARGS)
 
 figures: build kernel ## Measure boot times and memory, in both lanes
-	scripts/with-artifacts $(BIN) $(BIN)/figures $(ARGS)
-	scripts/with-artifacts $(BIN) scripts/faithful $(BIN)/faithful \
-	    $(BIN)/faithful $(BIN)/figures $(ARGS)
+	$(CARGO) build $(E2E) --bins
+	$(TESTS)/figures $(ARGS)
+	scripts/faithful $(TESTS)/faithful $(TESTS)/faithful $(TESTS)/figures $(ARGS)
 
 bench: setup ## Measure the parts: block requests on a queue in memory
 	$(CARGO) bench --locked --workspace --benches $(ARGS)

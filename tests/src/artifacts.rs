@@ -28,9 +28,9 @@ pub fn test_image() -> PathBuf {
     named("BULKHEAD_TEST_IMAGE")
 }
 
-/// A static program that says hello as PID 1 and resets the machine.
-pub fn hello() -> PathBuf {
-    named("BULKHEAD_HELLO")
+/// An initramfs with the test guest as its only program.
+pub fn test_initramfs() -> PathBuf {
+    named("BULKHEAD_TEST_INITRAMFS")
 }
 
 /// A distribution's kernel as it ships it, a `bzImage`.

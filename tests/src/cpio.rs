@@ -1,23 +1,11 @@
 //! An initramfs: a `newc` cpio archive, written as Linux's `buffer-format.rst` describes it.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 const MODE_DIR: u32 = 0o040_755;
-const MODE_DEVICE: u32 = 0o020_600;
 const MODE_FILE: u32 = 0o100_755;
-
-/// Makes an initramfs at `path` whose PID 1 is `init` and that holds nothing else.
-pub fn one_program(path: &Path, init: &Path) -> io::Result<()> {
-    let mut cpio = Cpio::new(BufWriter::new(File::create(path)?));
-    cpio.dir("dev")?;
-    // The kernel opens it for PID 1 before anybody can mount a /dev.
-    cpio.device("dev/console", 5, 1)?;
-    cpio.file("init", init)?;
-    cpio.finish()?;
-    Ok(())
-}
 
 /// Writes an archive entry by entry. Parents must come before what lies in them; see [`Self::dir`].
 #[derive(Debug)]
@@ -39,18 +27,13 @@ impl<W: Write> Cpio<W> {
 
     /// Adds the folder `name` (no leading slash).
     pub fn dir(&mut self, name: &str) -> io::Result<()> {
-        self.header(name, MODE_DIR, 0, (0, 0))
-    }
-
-    /// Adds the character device `name`.
-    pub fn device(&mut self, name: &str, major: u32, minor: u32) -> io::Result<()> {
-        self.header(name, MODE_DEVICE, 0, (major, minor))
+        self.header(name, MODE_DIR, 0)
     }
 
     /// Adds an executable file `name` with the bytes of `data`.
     pub fn bytes(&mut self, name: &str, data: &[u8]) -> io::Result<()> {
         let size = u32::try_from(data.len()).map_err(|_| too_big(name))?;
-        self.header(name, MODE_FILE, size, (0, 0))?;
+        self.header(name, MODE_FILE, size)?;
         self.out.write_all(data)?;
         self.written += u64::from(size);
         self.pad()
@@ -61,7 +44,7 @@ impl<W: Write> Cpio<W> {
         let mut file = File::open(source)
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", source.display())))?;
         let size = u32::try_from(file.metadata()?.len()).map_err(|_| too_big(name))?;
-        self.header(name, MODE_FILE, size, (0, 0))?;
+        self.header(name, MODE_FILE, size)?;
         let copied = io::copy(&mut file, &mut self.out)?;
         if copied != u64::from(size) {
             return Err(io::Error::other(format!(
@@ -75,19 +58,17 @@ impl<W: Write> Cpio<W> {
 
     /// Ends the archive and gives the writer back.
     pub fn finish(mut self) -> io::Result<W> {
-        self.header("TRAILER!!!", 0, 0, (0, 0))?;
+        self.header("TRAILER!!!", 0, 0)?;
         self.out.flush()?;
         Ok(self.out)
     }
 
-    fn header(&mut self, name: &str, mode: u32, size: u32, device: (u32, u32)) -> io::Result<()> {
+    fn header(&mut self, name: &str, mode: u32, size: u32) -> io::Result<()> {
         let inode = self.next_inode;
         self.next_inode += 1;
         let name_size = u32::try_from(name.len() + 1).map_err(|_| too_big(name))?;
         // inode, mode, uid, gid, links, mtime, size, device (2), rdev (2), name size, checksum.
-        let fields = [
-            inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0,
-        ];
+        let fields = [inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
         let mut header = String::from("070701");
         for field in fields {
             header.push_str(&format!("{field:08x}"));

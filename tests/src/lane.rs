@@ -22,6 +22,14 @@ impl Lane {
         }
     }
 
+    /// A size of work for each lane.
+    pub fn pick<T>(own: T, faithful: T) -> T {
+        match Lane::current() {
+            Lane::Own => own,
+            Lane::Faithful => faithful,
+        }
+    }
+
     /// Says that a test does not run in this lane, and whether that is so.
     pub fn is_not(lane: Lane, why: &str) -> bool {
         let skip = Lane::current() != lane;

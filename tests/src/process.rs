@@ -23,6 +23,14 @@ pub fn die_with_parent(command: &mut Command) {
     }
 }
 
+/// Raises this process's limit of open files as far as it may go; what it starts inherits that.
+pub fn allow_many_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
 /// Bytes of host memory behind the guest memory of VMM `pid`: what the guest has touched and not
 /// given back.
 pub fn guest_memory_bytes(pid: u32) -> io::Result<u64> {

@@ -17,7 +17,7 @@ const CARRIED: [&str; 7] = [
     "BULKHEAD_KERNEL",
     "BULKHEAD_AGENT_IMAGE",
     "BULKHEAD_TEST_IMAGE",
-    "BULKHEAD_HELLO",
+    "BULKHEAD_TEST_INITRAMFS",
     "BULKHEAD_CLOUD_KERNEL",
 ];
 /// Environment variables handed on as they are.

@@ -4,9 +4,10 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use bulkhead_test_guest::{REBOOT_PARAMETER, UP};
 use bulkhead_tests::lane::Lane;
 use bulkhead_tests::vm::Setup;
-use bulkhead_tests::{artifacts, cpio, http};
+use bulkhead_tests::{artifacts, http};
 use serde_json::Value;
 
 /// The agent's port.
@@ -39,13 +40,18 @@ fn agent_when_booted_then_is_ready_and_answers() {
     assert_eq!(vm.stderr(), "");
 }
 
+/// Boots from an initramfs to a program that says it is up and resets the VM.
+fn one_program(setup: Setup) -> Setup {
+    setup
+        .initrd(&artifacts::test_initramfs())
+        .cmdline(REBOOT_PARAMETER)
+}
+
 #[test]
 fn guest_when_its_root_is_an_initramfs_then_boots() {
     let setup = Setup::bare();
-    let initramfs = setup.path("initramfs");
-    cpio::one_program(&initramfs, &artifacts::hello()).expect("make an initramfs");
-    let mut vm = setup.initrd(&initramfs).start();
-    vm.wait_console("hello from Linux");
+    let mut vm = one_program(setup).start();
+    vm.wait_console(UP);
     vm.expect_exit(10);
 }
 
@@ -55,10 +61,8 @@ fn guest_when_its_console_is_a_serial_port_then_it_shows_there() {
         .with("serial", true.into())
         .with("console", "none".into())
         .cmdline("console=ttyS0");
-    let initramfs = setup.path("initramfs");
-    cpio::one_program(&initramfs, &artifacts::hello()).expect("make an initramfs");
-    let mut vm = setup.initrd(&initramfs).start();
-    vm.wait_console("hello from Linux");
+    let mut vm = one_program(setup).start();
+    vm.wait_console(UP);
     vm.expect_exit(10);
 }
 
@@ -80,10 +84,8 @@ fn bzimage_when_packed_by_any_packer_then_boots() {
         let setup = Setup::bare();
         let image = setup.path("bzImage");
         fs::write(&image, bzimage(&pack(packer, &vmlinux), &vmlinux)).expect("write a bzImage");
-        let initramfs = setup.path("initramfs");
-        cpio::one_program(&initramfs, &artifacts::hello()).expect("make an initramfs");
-        let mut vm = setup.kernel(&image).initrd(&initramfs).start();
-        vm.wait_console("hello from Linux");
+        let mut vm = one_program(setup.kernel(&image)).start();
+        vm.wait_console(UP);
         vm.expect_exit(10);
     }
 }
@@ -104,10 +106,8 @@ fn distribution_kernel_when_unmodified_then_reaches_user_space_over_serial() {
         .with("memory_mib", 256.into())
         .kernel(&artifacts::cloud_kernel())
         .cmdline("console=ttyS0");
-    let initramfs = setup.path("initramfs");
-    cpio::one_program(&initramfs, &artifacts::hello()).expect("make an initramfs");
-    let mut vm = setup.initrd(&initramfs).start();
-    vm.wait_console("hello from Linux");
+    let mut vm = one_program(setup).start();
+    vm.wait_console(UP);
     vm.expect_exit(10);
     assert!(vm.console().contains("cloud-amd64"), "{}", vm.console());
 }

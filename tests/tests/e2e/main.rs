@@ -5,7 +5,14 @@
 
 mod bad_input;
 mod boot;
+mod cli;
+mod console;
 mod control;
+mod disk;
 mod exits;
 mod kill;
 mod kvm;
+mod machine;
+mod memory;
+mod network;
+mod vsock;
