@@ -7,10 +7,10 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use arbitrary::Unstructured;
+use arbitrary::{Result, Unstructured};
 use bulkhead_devices::rate_limiter::RateLimit;
 use bulkhead_devices::virtio::block::{Block, BlockConfig, Engine};
-use bulkhead_fuzz::Guest;
+use bulkhead_fuzz::{Guest, Host, Request, in_buffers};
 use libfuzzer_sys::fuzz_target;
 
 const DISK_SIZE: usize = 32 << 10;
@@ -53,6 +53,46 @@ impl Disk {
     }
 }
 
+struct Driver;
+
+impl Host for Driver {
+    fn request(&mut self, u: &mut Unstructured) -> Result<Request> {
+        // Read, write, flush, get ID, discard, write zeroes.
+        let kind = *u.choose(&[0u32, 1, 4, 8, 11, 13])?;
+        // A little more than there are, of each.
+        let sectors = DISK_SIZE as u32 / 512 + 2;
+        let mut request = Request::default();
+        request.header.extend(u64::from(kind).to_le_bytes());
+        request
+            .header
+            .extend(u64::from(u.int_in_range(0..=sectors)?).to_le_bytes());
+        match kind {
+            0 => {
+                let len = u.int_in_range(0..=sectors)? * 512;
+                request.writable = in_buffers(u, len)?;
+            }
+            1 => {
+                let len = u.int_in_range(0..=sectors)? * 512;
+                request.readable = in_buffers(u, len)?;
+            }
+            8 => request.writable = in_buffers(u, 20)?,
+            11 | 13 => {
+                for _ in 0..u.int_in_range(0..=3)? {
+                    let sector = u64::from(u.int_in_range(0..=sectors)?);
+                    let count = u.int_in_range(0..=sectors)?;
+                    let flags = u32::from(u.int_in_range(0..=2u8)?);
+                    request.header.extend(sector.to_le_bytes());
+                    request.header.extend(count.to_le_bytes());
+                    request.header.extend(flags.to_le_bytes());
+                }
+            }
+            _ => {}
+        }
+        request.writable.extend(in_buffers(u, 1)?);
+        Ok(request)
+    }
+}
+
 thread_local! {
     static DISKS: RefCell<[Option<Disk>; 8]> = RefCell::default();
 }
@@ -62,7 +102,7 @@ fuzz_target!(|data: &[u8]| {
     let kind = u.arbitrary::<u8>().unwrap_or(0) % 8;
     DISKS.with_borrow_mut(|disks| {
         let disk = disks[usize::from(kind)].get_or_insert_with(|| Disk::new(kind));
-        disk.guest.run(&mut u, |_| {});
+        disk.guest.run(&mut u, &mut Driver);
 
         let size = disk.file.metadata().expect("metadata").size();
         assert_eq!(size, DISK_SIZE as u64, "the disk changed its size");

@@ -63,14 +63,10 @@ pub enum Op {
     ReadConfig { offset: u8, len: u8 },
     /// Any access to the configuration space.
     WriteConfig { offset: u8, value: u64, len: u8 },
-    /// A well-formed chain: `header` in a buffer of its own, then the others. Writable buffers are
-    /// not filled.
-    Request {
-        queue: u8,
-        header: Header,
-        readable: Few<(Address, Length)>,
-        writable: Few<(Address, Length)>,
-    },
+    /// A chain of any buffers.
+    Request(Request),
+    /// A chain that means something to the device, from [`Host::request`].
+    Typical,
     /// Any descriptor.
     Descriptor {
         queue: u8,
@@ -115,17 +111,67 @@ impl<'a> Arbitrary<'a> for Header {
     }
 }
 
-/// Up to seven of something.
-#[derive(Debug, Clone)]
-pub struct Few<T>(Vec<T>);
+/// A chain without malformed descriptors.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Taken modulo the number of queues.
+    pub queue: u8,
+    /// At most 64 bytes to put in a readable buffer of their own, before the others.
+    pub header: Vec<u8>,
+    /// Left with whatever is in memory there.
+    pub readable: Vec<Buffer>,
+    /// Left as they are, too.
+    pub writable: Vec<Buffer>,
+}
 
-impl<'a, T: Arbitrary<'a>> Arbitrary<'a> for Few<T> {
+impl<'a> Arbitrary<'a> for Request {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        let len = u.int_in_range(0..=7)?;
-        Ok(Few((0..len)
-            .map(|_| u.arbitrary())
-            .collect::<Result<_>>()?))
+        Ok(Request {
+            queue: u.arbitrary()?,
+            header: u.arbitrary::<Header>()?.0,
+            readable: buffers(u)?,
+            writable: buffers(u)?,
+        })
     }
+}
+
+fn buffers(u: &mut Unstructured) -> Result<Vec<Buffer>> {
+    let len = u.int_in_range(0..=7)?;
+    (0..len)
+        .map(|_| Ok((u.arbitrary::<Address>()?.0, u.arbitrary::<Length>()?.0)))
+        .collect()
+}
+
+/// What a target knows of its device.
+pub trait Host {
+    /// A request that the device understands, or nearly: otherwise a fuzzer takes for ever to get
+    /// past the first checks.
+    fn request(&mut self, u: &mut Unstructured) -> Result<Request> {
+        u.arbitrary()
+    }
+
+    /// The event loop had a turn: time to play the host's side (a peer, a tap).
+    fn turn(&mut self, _u: &mut Unstructured) {}
+}
+
+impl Host for () {}
+
+/// `len` bytes of the data half of memory, from a place the input chooses, in up to four buffers
+/// that it chooses too.
+pub fn in_buffers(u: &mut Unstructured, len: u32) -> Result<Vec<Buffer>> {
+    let mut buffers = Vec::new();
+    let mut left = len;
+    while left > 0 {
+        let most = (MEMORY_SIZE as u64 - DATA) as u32 / 2;
+        let part = match buffers.len() {
+            0..3 => u.int_in_range(1..=left)?,
+            _ => left,
+        };
+        let part = part.min(most);
+        buffers.push((DATA + u64::from(u.int_in_range(0..=most)?), part));
+        left -= part;
+    }
+    Ok(buffers)
 }
 
 /// A device and the guest that has it. It may be used for many runs: each starts with memory zeroed
@@ -157,24 +203,27 @@ impl Guest {
     }
 
     /// Does to the device what the input says, then resets it and checks that it leaves guest memory
-    /// alone from there on. `turn` is called at each turn of the event loop, to play the host's side
-    /// (a peer, a tap). Returns when the input is used up.
-    pub fn run(&mut self, u: &mut Unstructured, mut turn: impl FnMut(&mut Unstructured)) {
+    /// alone from there on. Returns when the input is used up.
+    pub fn run(&mut self, u: &mut Unstructured, host: &mut impl Host) {
         self.contents[0].fill(0);
         self.put(0, &self.contents[0]);
         self.headers = 0;
         // Nearly every run should get past the handshake.
-        let legacy_like = u.ratio(1, 8).unwrap_or(false);
+        let plain = u.ratio(1, 8).unwrap_or(false);
         self.apply(Op::Start {
-            features: if legacy_like { 1 << 32 } else { u64::MAX },
+            features: if plain { 1 << 32 } else { u64::MAX },
             queue_size: QueueSize(16),
         });
         for _ in 0..MAX_OPS {
-            let Ok(op) = u.arbitrary::<Op>() else { break };
+            let op = match u.arbitrary() {
+                Ok(Op::Typical) => host.request(u).map(Op::Request),
+                op => op,
+            };
+            let Ok(op) = op else { break };
             let events = matches!(op, Op::Events { .. });
             self.apply(op);
             if events {
-                turn(u);
+                host.turn(u);
             }
             if u.is_empty() {
                 break;
@@ -193,7 +242,9 @@ impl Guest {
                 features,
                 queue_size,
             } => {
-                self.driver.start(features, queue_size.0);
+                // Mostly not a legacy driver, which gets nowhere.
+                let modern = u64::from(features % 16 != 0) << 32;
+                self.driver.start(features | modern, queue_size.0);
                 self.started = true;
             }
             Op::Register { index, value } => self.driver.write(u64::from(index) * 4, value),
@@ -211,14 +262,9 @@ impl Guest {
             Op::Reset => self.driver.write(0x70, 0),
             // The rest needs rings to write to.
             _ if !self.started => {}
-            Op::Request {
-                queue,
-                header,
-                readable,
-                writable,
-            } => {
-                self.request(self.queue(queue), &header.0, &readable.0, &writable.0);
-            }
+            Op::Request(request) => self.request(request),
+            // Made into a request before.
+            Op::Typical => {}
             Op::Descriptor {
                 queue,
                 index,
@@ -239,25 +285,19 @@ impl Guest {
         }
     }
 
-    fn request(
-        &mut self,
-        queue: usize,
-        header: &[u8],
-        readable: &[(Address, Length)],
-        writable: &[(Address, Length)],
-    ) {
+    fn request(&mut self, request: Request) {
         // Each in a place of its own for a while, as a request may stay in flight.
         let place = DATA + self.headers % 32 * 64;
         self.headers += 1;
+        let header = &request.header[..request.header.len().min(64)];
         self.put(place, header);
-        let mut buffers: Vec<Buffer> = Vec::new();
+        let mut readable = request.readable;
         if !header.is_empty() {
-            buffers.push((place, header.len() as u32));
+            readable.insert(0, (place, header.len() as u32));
         }
-        buffers.extend(readable.iter().map(|(a, l)| (a.0, l.0)));
-        let writable: Vec<Buffer> = writable.iter().map(|(a, l)| (a.0, l.0)).collect();
-        if !buffers.is_empty() || !writable.is_empty() {
-            self.driver.add_chain(queue, &buffers, &writable);
+        if !readable.is_empty() || !request.writable.is_empty() {
+            let queue = self.queue(request.queue);
+            self.driver.add_chain(queue, &readable, &request.writable);
         }
     }
 

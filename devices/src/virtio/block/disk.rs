@@ -87,7 +87,8 @@ pub(super) struct Disk {
     pub read_only: bool,
     /// Whether discards and zeroes can be handed to the file system.
     pub punches_holes: bool,
-    /// The unit in which the host likes to do I/O, in bytes.
+    /// The unit in which the host likes to do I/O, in bytes. At most a page: network file systems
+    /// name far more, which is of no use to a guest's `mkfs`.
     pub block_size: u64,
 }
 
@@ -131,7 +132,7 @@ impl Disk {
             punches_holes: !read_only && (kind.is_block_device() || punches_holes(&file, size)),
             size,
             read_only,
-            block_size: block_size.clamp(SECTOR_SIZE, 1 << 20),
+            block_size: block_size.clamp(SECTOR_SIZE, 4096),
             file: Arc::new(file),
         })
     }
