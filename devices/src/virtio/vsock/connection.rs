@@ -230,7 +230,7 @@ impl Connection {
         self.readable = true;
     }
 
-    /// Reads from the Unix socket for the guest. `Ok(0)`: there is nothing now, or never again.
+    /// Reads from the Unix socket for the guest. 0: there is nothing now, or never again.
     ///
     /// # Safety
     /// As for [`socket::readv`].

@@ -15,6 +15,9 @@ use crate::virtio::queue::{QueueError, VirtQueue};
 /// Iovecs one call takes (`IOV_MAX`).
 const MAX_IOVECS: usize = 1024;
 
+/// Bytes in a receive buffer of Linux's.
+const UNIT: u32 = 4096;
+
 /// How a turn ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Turn {
@@ -29,8 +32,9 @@ pub struct Receive {
     queue: VirtQueue,
     chains: Vec<DescriptorChain>,
     iovecs: Vec<iovec>,
-    /// Buffers this turn on the event loop may still use. Bounds what a driver that adds buffers as
-    /// fast as they are filled can keep the loop from its other work.
+    /// Buffers of up to [`UNIT`] this turn on the event loop may still use; larger ones count for
+    /// several. Bounds how long a driver that adds buffers as fast as they are filled can keep the
+    /// loop from its other work.
     budget: u32,
     /// Buffers were returned since the driver was last told of any.
     returned: bool,
@@ -157,7 +161,7 @@ impl Receive {
     }
 
     fn give_back(&mut self, chain: usize, written: u32) -> Result<(), QueueError> {
-        self.budget = self.budget.saturating_sub(1);
+        self.budget = self.budget.saturating_sub(written.div_ceil(UNIT).max(1));
         self.returned = true;
         self.queue.push_used(self.chains[chain].head(), written)
     }

@@ -7,6 +7,9 @@ use super::packet::{HEADER_SIZE, Header};
 use crate::virtio::chain::DescriptorChain;
 use crate::virtio::queue::{QueueError, VirtQueue};
 
+/// Payload taken in one turn on the event loop, about: a millisecond's worth, that others wait for.
+const TURN_BYTES: u32 = 4 << 20;
+
 /// The transmit queue and what it takes to work on it.
 pub struct Transmit {
     queue: VirtQueue,
@@ -41,15 +44,16 @@ impl Transmit {
         self.pending && muxer.takes_packets()
     }
 
-    /// One turn: as many packets as the queue can hold, at most.
+    /// One turn: as many packets as the queue can hold, at most, and [`TURN_BYTES`].
     pub fn serve(&mut self, muxer: &mut Muxer) -> Result<(), QueueError> {
         if !self.has_work(muxer) {
             return Ok(());
         }
         self.queue.disable_notification()?;
         let mut taken = false;
+        let mut bytes = 0;
         for _ in 0..self.queue.size() {
-            if !muxer.takes_packets() {
+            if !muxer.takes_packets() || bytes >= TURN_BYTES {
                 break;
             }
             if !self.queue.pop_or_arm(&mut self.chain)? {
@@ -57,6 +61,8 @@ impl Transmit {
                 break;
             }
             self.take(muxer);
+            // A chain may have up to 4 GiB.
+            bytes = self.chain.readable.len().saturating_add(bytes);
             self.queue.push_used(self.chain.head(), 0)?;
             taken = true;
         }
