@@ -29,9 +29,9 @@ impl Disk {
         let read_only = kind & 2 != 0;
         let limit = RateLimit {
             bytes_per_second: 500_000_000,
-            operations_per_second: 500_000,
+            operations_per_second: 20_000,
             burst_bytes: 4096,
-            burst_operations: 4,
+            burst_operations: 2,
         };
         let block = Block::open(BlockConfig {
             // It has no name: fuzzers are killed, and would leave it behind.
