@@ -17,6 +17,6 @@ pub fn kernel_parameters(kind: HostKind) -> String {
     match kind {
         HostKind::Hardware => String::new(),
         // `nokaslr`: relocating the kernel costs seconds where each instruction is emulated.
-        HostKind::SoftwareAssisted => format!("nokaslr clearcpuid={CLEARED}"),
+        HostKind::SoftwareAssisted => format!("syscall_by_fault=1 nokaslr clearcpuid={CLEARED}"),
     }
 }

@@ -1,0 +1,329 @@
+//! What a VM is made of: one JSON document.
+
+use std::path::{Path, PathBuf};
+
+use bulkhead_devices::rate_limiter::RateLimit;
+use serde::{Deserialize, Serialize};
+
+use crate::memory;
+
+/// The most vCPUs a VM can have: an MP table describes no more with room to spare, and the kernel is
+/// built for as many.
+pub const MAX_CPUS: u32 = 32;
+/// The least memory with which a Linux guest gets anywhere, in MiB.
+pub const MIN_MEMORY_MIB: u64 = 32;
+/// The most virtio devices a VM can have: each takes an interrupt line of the one IOAPIC.
+pub const MAX_VIRTIO_DEVICES: usize = 16;
+
+/// A VM, whole. Fields are only ever added; an unknown one is an error, because a setting that is
+/// silently ignored is worse than one that is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Number of vCPUs, 1 to [`MAX_CPUS`].
+    #[serde(default = "one")]
+    pub cpus: u32,
+    /// Guest memory in MiB.
+    #[serde(default = "default_memory")]
+    pub memory_mib: u64,
+    /// What to boot.
+    pub kernel: KernelConfig,
+    /// Block devices, in the order the guest sees them: `vda`, `vdb`...
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network cards, in the order the guest sees them: `eth0`, `eth1`...
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// The socket device.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
+    /// Where the virtio console `hvc0` goes.
+    #[serde(default)]
+    pub console: ConsoleConfig,
+    /// Whether there is a 16550 serial port, on the process's standard streams.
+    #[serde(default)]
+    pub serial: bool,
+    /// Whether there is an entropy device.
+    #[serde(default = "yes")]
+    pub rng: bool,
+    /// The memory balloon.
+    #[serde(default)]
+    pub balloon: Option<BalloonConfig>,
+    /// Unix socket to be controlled through.
+    #[serde(default)]
+    pub control_socket: Option<PathBuf>,
+    /// Whether to finish supervisor instructions that a software-assisted KVM cannot.
+    #[serde(default)]
+    pub assist: AssistConfig,
+}
+
+/// What to boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelConfig {
+    /// An ELF `vmlinux` or a `bzImage`.
+    pub path: PathBuf,
+    /// An initial RAM disk.
+    #[serde(default)]
+    pub initrd: Option<PathBuf>,
+    /// What follows the VMM's own parameters on the kernel's command line.
+    #[serde(default)]
+    pub cmdline: String,
+}
+
+/// A block device on a raw file or a host block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub read_only: bool,
+    /// What the guest reads as serial number, at most 20 bytes.
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// A bound on its speed.
+    #[serde(default)]
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// A network card on a tap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Name of the tap. Made, for as long as the VM lives, if it is not there.
+    pub tap: String,
+    /// The card's address, `02:00:00:00:00:01`. A random one if not given.
+    #[serde(default)]
+    pub mac: Option<String>,
+    /// The largest packet the guest should send, in bytes.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// A bound on its speed, for each direction.
+    #[serde(default)]
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// The socket device and its Unix sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's address, 3 or more.
+    #[serde(default = "first_cid")]
+    pub cid: u64,
+    /// Socket at which the host connects to the guest (`CONNECT <port>\n`). What the guest connects
+    /// to on port P arrives at this path with `_P` appended.
+    pub path: PathBuf,
+}
+
+/// Where a console goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleConfig {
+    /// The process's standard input and output.
+    #[default]
+    Stdio,
+    /// There is no such device.
+    None,
+}
+
+/// The memory balloon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// Memory taken from the guest at the start, in MiB.
+    #[serde(default)]
+    pub size_mib: u32,
+    /// Whether the guest reports pages it has freed, so that they go back to the host.
+    #[serde(default = "yes")]
+    pub free_page_reporting: bool,
+    /// Whether the guest may take memory back rather than run out of it.
+    #[serde(default = "yes")]
+    pub deflate_on_oom: bool,
+}
+
+/// Whether the assist is on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AssistConfig {
+    /// When the probe finds a software-assisted KVM, and only then.
+    #[default]
+    Auto,
+    /// Never: what KVM cannot do ends the VM.
+    Off,
+}
+
+fn one() -> u32 {
+    1
+}
+fn default_memory() -> u64 {
+    128
+}
+fn yes() -> bool {
+    true
+}
+fn first_cid() -> u64 {
+    3
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The document could not be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the host said.
+        source: std::io::Error,
+    },
+    /// It is not a configuration.
+    #[error("the configuration {path} is not valid: {source}")]
+    Parse {
+        /// Where it came from.
+        path: PathBuf,
+        /// Where and what.
+        source: serde_json::Error,
+    },
+    /// A number of vCPUs that cannot be.
+    #[error("{0} CPUs cannot be had: give 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    /// Too little memory.
+    #[error("{0} MiB of memory is too little for Linux: give at least {MIN_MEMORY_MIB} MiB")]
+    TooLittleMemory(u64),
+    /// More memory than the host has.
+    #[error("{asked} MiB of memory is more than the {host} MiB this host has: give less")]
+    TooMuchMemory {
+        /// In MiB.
+        asked: u64,
+        /// In MiB.
+        host: u64,
+    },
+    /// More devices than there are interrupt lines.
+    #[error("{0} virtio devices are too many: a VM has at most {MAX_VIRTIO_DEVICES}")]
+    TooManyDevices(usize),
+    /// A guest address that is taken by the host or reserved.
+    #[error("vsock CID {0} is reserved: give one from 3 to 4294967294")]
+    Cid(u64),
+}
+
+impl VmConfig {
+    /// Reads the document at `path` (`-`: standard input) and checks it.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = if path == Path::new("-") {
+            std::io::read_to_string(std::io::stdin())
+        } else {
+            std::fs::read_to_string(path)
+        };
+        let text = read.map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config: VmConfig =
+            serde_json::from_str(&text).map_err(|source| ConfigError::Parse {
+                path: path.to_owned(),
+                source,
+            })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks everything that can be checked without touching the host's devices or files.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        if self.memory_mib < MIN_MEMORY_MIB {
+            return Err(ConfigError::TooLittleMemory(self.memory_mib));
+        }
+        if let Some(host) = memory::host_memory().map(|bytes| bytes >> 20)
+            && self.memory_mib > host
+        {
+            return Err(ConfigError::TooMuchMemory {
+                asked: self.memory_mib,
+                host,
+            });
+        }
+        let devices = self.virtio_devices();
+        if devices > MAX_VIRTIO_DEVICES {
+            return Err(ConfigError::TooManyDevices(devices));
+        }
+        if let Some(vsock) = &self.vsock
+            && !(3..u64::from(u32::MAX)).contains(&vsock.cid)
+        {
+            return Err(ConfigError::Cid(vsock.cid));
+        }
+        Ok(())
+    }
+
+    /// How many virtio devices this VM has.
+    pub fn virtio_devices(&self) -> usize {
+        self.disks.len()
+            + self.nets.len()
+            + usize::from(self.vsock.is_some())
+            + usize::from(self.console == ConsoleConfig::Stdio)
+            + usize::from(self.rng)
+            + usize::from(self.balloon.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<VmConfig, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    fn minimal() -> VmConfig {
+        parse(r#"{"kernel": {"path": "vmlinux"}}"#).expect("minimal")
+    }
+
+    #[test]
+    fn minimal_document_has_sensible_defaults() {
+        let config = minimal();
+        assert_eq!((config.cpus, config.memory_mib), (1, 128));
+        assert_eq!(config.console, ConsoleConfig::Stdio);
+        assert!(config.rng && !config.serial && config.balloon.is_none());
+        config.validate().expect("valid");
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_by_name() {
+        let error = parse(r#"{"kernel": {"path": "k"}, "memroy_mib": 1}"#).expect_err("typo");
+        assert!(error.to_string().contains("memroy_mib"), "{error}");
+    }
+
+    #[test]
+    fn document_when_written_and_read_again_is_the_same() {
+        let mut config = minimal();
+        config.balloon = Some(BalloonConfig {
+            size_mib: 4,
+            free_page_reporting: false,
+            deflate_on_oom: true,
+        });
+        let text = serde_json::to_string(&config).expect("json");
+        assert_eq!(parse(&text).expect("again"), config);
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for (cpus, memory_mib) in [(0, 128), (33, 128), (1000, 128), (1, 1), (1, 10 << 20)] {
+            let config = VmConfig {
+                cpus,
+                memory_mib,
+                ..minimal()
+            };
+            assert!(config.validate().is_err(), "{cpus} CPUs, {memory_mib} MiB");
+        }
+        let config = VmConfig {
+            vsock: Some(VsockConfig {
+                cid: 2,
+                path: "v".into(),
+            }),
+            ..minimal()
+        };
+        assert!(config.validate().is_err());
+    }
+}

@@ -1,0 +1,380 @@
+//! Builds a VM from its description, and runs it to its end.
+
+use std::sync::Arc;
+
+use bulkhead_devices::GuestMemory;
+use bulkhead_devices::legacy::exit_signal::{ExitSignal, GuestExit};
+use bulkhead_devices::legacy::serial::Serial;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use crate::assist::probe::ProbeError;
+use crate::assist::{self, Assist, AssistError, Counters, HostKind, probe};
+use crate::attach::{AttachError, Devices, virtio_slot};
+use crate::boot::cmdline::{Cmdline, CmdlineError};
+use crate::boot::initrd::{self, InitrdError};
+use crate::boot::kernel::{self, LoadError};
+use crate::boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use crate::boot::mptable::{self, MpTableError};
+use crate::boot::params::{self, ParamsError};
+use crate::boot::registers;
+use crate::config::{AssistConfig, ConsoleConfig, VmConfig};
+use crate::control::api::VmHandle;
+use crate::control::{ControlError, ControlServer};
+use crate::cpu::cpuid::{CpuTopology, CpuidError, GuestCpuid};
+use crate::cpu::lapic;
+use crate::cpu::msrs::{self, MsrError};
+use crate::event_loop::{EventLoop, Signals, watch, watch_source};
+use crate::exit::{ExitSlot, VmExit};
+use crate::host::{self, HostError};
+use crate::memory::{self, MemoryError};
+use crate::timing::{self, StartTimes};
+use crate::vcpu::{ExitCounts, RunControl, Vcpu};
+
+/// Why a VM could not be built. Each is one sentence for the person who asked for it.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// No usable KVM.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// No guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A device.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] LoadError),
+    /// The initial RAM disk.
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    /// The command line.
+    #[error(transparent)]
+    Cmdline(#[from] CmdlineError),
+    /// The zero page.
+    #[error(transparent)]
+    Params(#[from] ParamsError),
+    /// The MP table.
+    #[error(transparent)]
+    MpTable(#[from] MpTableError),
+    /// The boot tables.
+    #[error("cannot write the boot tables: {0}")]
+    Tables(#[from] vm_memory::GuestMemoryError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The probe.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The assist.
+    #[error(transparent)]
+    Assist(#[from] AssistError),
+    /// The guest's processor.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
+    /// The guest's processor.
+    #[error(transparent)]
+    Msr(#[from] MsrError),
+    /// KVM refused a step.
+    #[error("KVM cannot {what}: {source}")]
+    Kvm {
+        /// The step.
+        what: &'static str,
+        /// What it said.
+        source: kvm_ioctls::Error,
+    },
+    /// The host refused a step.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// The step.
+        what: &'static str,
+        /// What it said.
+        source: std::io::Error,
+    },
+}
+
+fn kvm_cannot(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
+    move |source| MachineError::Kvm { what, source }
+}
+
+fn cannot(what: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
+    move |source| MachineError::Io { what, source }
+}
+
+/// Kernel parameters for every guest. `quiet`, because each line printed costs time; `reboot=k`,
+/// because the keyboard controller's reset line is how a guest without ACPI ends; `panic=-1`, so that
+/// a panic ends it at once; the last says where our own kernel and agent report the end.
+const ALWAYS: &str = "quiet reboot=k panic=-1 bulkhead.exit_port=0x501";
+/// Each port that the serial driver looks for costs a hundred exits, whether it is there or not.
+const SERIAL_PORTS: [&str; 2] = ["8250.nr_uarts=0", "8250.nr_uarts=1"];
+
+/// A VM, ready to run.
+pub struct Machine {
+    event_loop: EventLoop,
+    run: Arc<RunControl>,
+    vcpus: Vec<Vcpu>,
+    devices: Devices,
+    times: StartTimes,
+    // Last, so that the VM and its memory outlive everything that uses them.
+    _vm: VmFd,
+    _memory: Arc<GuestMemory>,
+}
+
+impl Machine {
+    /// Builds the VM that `config` describes, which must be valid. `started` is when the process
+    /// started, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub fn build(config: VmConfig, started: u64) -> Result<Self, MachineError> {
+        let mut times = StartTimes {
+            process_ns: started,
+            ..StartTimes::default()
+        };
+        let exit = Arc::new(ExitSlot::new().map_err(cannot("make an eventfd"))?);
+        // Before any thread: the signal mask is inherited.
+        let signals = Signals::new(Arc::clone(&exit)).map_err(cannot("watch signals"))?;
+
+        let kvm = host::open_kvm()?;
+        // What is wrong with the files is found before any VM is made.
+        let kernel_file = kernel::open(&config.kernel.path)?;
+        let initrd_file = config
+            .kernel
+            .initrd
+            .as_deref()
+            .map(initrd::open)
+            .transpose()?;
+        let kind = probe::probe(&kvm)?;
+        let assisted = kind == HostKind::SoftwareAssisted && config.assist == AssistConfig::Auto;
+        times.host_ns = timing::now();
+
+        let vm = create_vm(&kvm)?;
+        if assisted {
+            assist::prepare_vm(&vm);
+        }
+        let memory = Arc::new(memory::allocate(config.memory_mib)?);
+        memory::register(&vm, &memory)?;
+        times.memory_ns = timing::now();
+
+        let devices = Devices::open(&config, &memory)?;
+        let loaded = kernel::load(&memory, &kernel_file, &config.kernel.path)?;
+        let initrd = match (&initrd_file, &config.kernel.initrd) {
+            (Some(file), Some(path)) => Some(initrd::load(&memory, file, path, &loaded)?),
+            _ => None,
+        };
+        let cmdline = command_line(&config, &devices, assisted)?;
+        params::write(&memory, &loaded, &cmdline, initrd)?;
+        let cpus = config.cpus as u8; // at most MAX_CPUS, by the configuration's check
+        mptable::write(&memory, cpus, devices.irqs())?;
+        registers::write_gdt(&memory)?;
+        registers::write_page_tables(&memory)?;
+        times.kernel_ns = timing::now();
+
+        let fds = create_vcpus(&kvm, &vm, cpus, kind)?;
+        set_boot_registers(&fds[0], loaded.entry).map_err(kvm_cannot("set the registers"))?;
+        devices.wire(&vm)?;
+
+        let run = Arc::new(RunControl::new(false).map_err(cannot("set up the vCPUs' signal"))?);
+        let buses = Arc::clone(&devices.buses);
+        let assist_counters = Arc::<Counters>::default();
+        let mut vcpus = Vec::with_capacity(fds.len());
+        for (index, mut fd) in (0..).zip(fds) {
+            let assist = assisted
+                .then(|| Assist::new(&kvm, &mut fd, Arc::clone(&assist_counters)))
+                .transpose()?;
+            vcpus.push(Vcpu {
+                index,
+                fd,
+                buses: Arc::clone(&buses),
+                assist,
+                memory: Arc::clone(&memory),
+                exit: Arc::clone(&exit),
+                counts: Arc::<ExitCounts>::default(),
+            });
+        }
+
+        let mut event_loop =
+            EventLoop::new(Arc::clone(&exit)).map_err(cannot("make an event loop"))?;
+        event_loop.add(Box::new(signals));
+        event_loop.add(Box::new(GuestExitSource {
+            signal: Arc::clone(&devices.guest_exit),
+            exit: Arc::clone(&exit),
+        }));
+        for device in &devices.virtio {
+            event_loop.add_device(Arc::clone(device));
+        }
+        if let Some(serial) = &devices.serial {
+            event_loop.add(Box::new(SerialSource(Arc::clone(serial))));
+        }
+        if let Some(path) = config.control_socket.clone() {
+            let handle = VmHandle {
+                config,
+                cmdline: cmdline.as_str().to_owned(),
+                host: kind,
+                run: Arc::clone(&run),
+                exit,
+                devices: devices.virtio.clone(),
+                vcpus: vcpus.iter().map(|vcpu| Arc::clone(&vcpu.counts)).collect(),
+                console: devices.console.clone(),
+                balloon: devices.balloon.clone(),
+                assist: assisted.then_some(assist_counters),
+            };
+            event_loop.add(Box::new(ControlServer::bind(&path, handle)?));
+        }
+        Ok(Machine {
+            event_loop,
+            run,
+            vcpus,
+            devices,
+            times,
+            _vm: vm,
+            _memory: memory,
+        })
+    }
+
+    /// Runs the VM to its end.
+    pub fn run(mut self) -> VmExit {
+        self.times.run_ns = timing::now();
+        self.times.cpu_ns = timing::process_cpu();
+        timing::record(self.times);
+        for vcpu in self.vcpus.drain(..) {
+            if let Err(e) = self.run.spawn(vcpu) {
+                self.run.stop();
+                return VmExit::Unsupported(format!("cannot start a vCPU's thread: {e}"));
+            }
+        }
+        let exit = self.event_loop.run();
+        self.run.stop();
+        // What the guest was told is written must be.
+        for device in &self.devices.virtio {
+            device.shutdown();
+        }
+        exit
+    }
+}
+
+/// Makes a VM with the interrupt controller and timer of a PC.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, MachineError> {
+    let vm = loop {
+        match kvm.create_vm() {
+            Err(e) if e.errno() == libc::EINTR => {}
+            result => break result.map_err(kvm_cannot("make a VM"))?,
+        }
+    };
+    // Intel hosts need these pages to run real-mode code, which our guests' other vCPUs start in.
+    vm.set_identity_map_address(KVM_IDENTITY_MAP)
+        .map_err(kvm_cannot("place the identity map"))?;
+    vm.set_tss_address(KVM_TSS as usize)
+        .map_err(kvm_cannot("place the TSS"))?;
+    vm.create_irq_chip()
+        .map_err(kvm_cannot("make an interrupt controller"))?;
+    let pit = kvm_pit_config {
+        // Port 0x61, so that a guest which calibrates by the timer need not leave KVM for it.
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..kvm_pit_config::default()
+    };
+    vm.create_pit2(pit).map_err(kvm_cannot("make a timer"))?;
+    Ok(vm)
+}
+
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    cpus: u8,
+    kind: HostKind,
+) -> Result<Vec<VcpuFd>, MachineError> {
+    let fds = (0..cpus)
+        .map(|index| vm.create_vcpu(index.into()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(kvm_cannot("make a vCPU"))?;
+    // All vCPUs' clocks tick alike; an old KVM cannot say how fast.
+    let tsc_khz = fds.first().and_then(|vcpu| vcpu.get_tsc_khz().ok());
+    let cpuid = GuestCpuid::new(kvm, CpuTopology { cpus }, tsc_khz, kind)?;
+    let msrs = msrs::boot_msrs(kvm, kind)?;
+    let mut refused = Vec::new();
+    for (index, vcpu) in (0..).zip(&fds) {
+        vcpu.set_cpuid2(&cpuid.for_vcpu(index)?)
+            .map_err(kvm_cannot("set CPUID"))?;
+        refused = msrs::set_msrs(vcpu, &msrs)?;
+        lapic::set_pins(vcpu).map_err(kvm_cannot("set the local APIC"))?;
+    }
+    if !refused.is_empty() {
+        log::info!("KVM refused the MSRs {refused:#x?}; guests do without");
+    }
+    Ok(fds)
+}
+
+/// Has the first vCPU start at the kernel's entry. The others wait for it to start them.
+fn set_boot_registers(
+    vcpu: &VcpuFd,
+    entry: vm_memory::GuestAddress,
+) -> Result<(), kvm_ioctls::Error> {
+    let mut sregs = vcpu.get_sregs()?;
+    registers::boot_sregs(&mut sregs);
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&registers::boot_regs(entry))?;
+    vcpu.set_fpu(&registers::boot_fpu())
+}
+
+fn command_line(
+    config: &VmConfig,
+    devices: &Devices,
+    assisted: bool,
+) -> Result<Cmdline, CmdlineError> {
+    let mut cmdline = Cmdline::new();
+    cmdline.push(ALWAYS)?;
+    if config.console == ConsoleConfig::Stdio {
+        cmdline.push("console=hvc0")?;
+    } else if config.serial {
+        cmdline.push("console=ttyS0")?;
+    }
+    cmdline.push(SERIAL_PORTS[usize::from(config.serial)])?;
+    if assisted {
+        cmdline.push(&assist::cmdline::kernel_parameters(
+            HostKind::SoftwareAssisted,
+        ))?;
+    }
+    for index in 0..devices.virtio.len() {
+        let (address, irq) = virtio_slot(index);
+        cmdline.push_virtio_mmio(address, irq)?;
+    }
+    cmdline.push(&config.kernel.cmdline)?;
+    Ok(cmdline)
+}
+
+/// Carries what the guest said through a port to where the VM's end is reported.
+struct GuestExitSource {
+    signal: Arc<ExitSignal>,
+    exit: Arc<ExitSlot>,
+}
+
+impl MutEventSubscriber for GuestExitSource {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        watch(ops, "exit", Events::new(self.signal.event(), events));
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        if let Some(reason) = self.signal.reason() {
+            self.exit.report(match reason {
+                GuestExit::PowerOff => VmExit::PowerOff,
+                GuestExit::Panic => VmExit::Panic,
+                GuestExit::Reset => VmExit::Reset,
+            });
+        }
+    }
+}
+
+/// The serial port's descriptors.
+struct SerialSource(Arc<Serial>);
+
+impl MutEventSubscriber for SerialSource {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        for source in self.0.event_sources() {
+            watch_source(ops, "serial", &source);
+        }
+    }
+
+    fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
+        self.0.process_event(events.data());
+    }
+}
