@@ -2,7 +2,10 @@
 //!
 //! Run a target with `RUSTC_BOOTSTRAP=1 cargo fuzz run TARGET` (stable Rust will do).
 
+use std::sync::Arc;
+
 use arbitrary::{Arbitrary, Result, Unstructured};
+use bulkhead_devices::GuestMemory;
 use bulkhead_devices::bus::BusDevice;
 use bulkhead_devices::virtio::VirtioDevice;
 use bulkhead_devices::virtio::driver::{Buffer, RINGS_SIZE, TestDriver};
@@ -188,6 +191,13 @@ pub struct Guest {
 impl Guest {
     /// A guest with `device`.
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
+        let range = (GuestAddress(0), MEMORY_SIZE);
+        let memory = GuestMemory::from_ranges(&[range]).expect("memory");
+        Self::with_memory(device, Arc::new(memory))
+    }
+
+    /// A guest with `device` and with [`MEMORY_SIZE`] bytes of memory that are yours.
+    pub fn with_memory(device: Box<dyn VirtioDevice>, memory: Arc<GuestMemory>) -> Self {
         let queues = device.queue_sizes().len();
         assert!(
             queues as u64 * RINGS_SIZE <= DATA,
@@ -195,7 +205,7 @@ impl Guest {
         );
         Guest {
             queues,
-            driver: TestDriver::new(device, MEMORY_SIZE),
+            driver: TestDriver::with_memory(device, memory),
             started: false,
             headers: 0,
             contents: [vec![0; MEMORY_SIZE], vec![0; MEMORY_SIZE]],
@@ -326,7 +336,12 @@ impl Guest {
     fn finish(&mut self) {
         self.driver.transport.shutdown();
         self.read_all(0);
-        while self.driver.pump(0) {}
+        // What has come from the host stays unread now, and ready.
+        for _ in 0..16 {
+            if !self.driver.pump(0) {
+                break;
+            }
+        }
         self.read_all(1);
         let [before, after] = &self.contents;
         assert!(before == after, "guest memory changed after a reset");
