@@ -10,16 +10,52 @@ use std::sync::Arc;
 use arbitrary::{Result, Unstructured};
 use bulkhead_devices::GuestMemory;
 use bulkhead_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle};
-use bulkhead_fuzz::{Guest, MEMORY_SIZE};
+use bulkhead_fuzz::{Guest, Host, MEMORY_SIZE, Request, in_buffers};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{FileOffset, GuestAddress};
 
 /// What lies beside the guest's memory, on both sides, in the file that is behind it.
 const BESIDE: usize = 4096;
 
+struct Vmm(BalloonHandle);
+
+impl Host for Vmm {
+    fn request(&mut self, u: &mut Unstructured) -> Result<Request> {
+        let mut request = Request {
+            queue: u.int_in_range(0..=3)?,
+            ..Default::default()
+        };
+        match request.queue {
+            3 => {
+                let len = u.int_in_range(0..=0x1_0000)?;
+                request.writable = in_buffers(u, len)?;
+            }
+            2 => {
+                for _ in 0..u.int_in_range(0..=6)? {
+                    request.header.extend([u.int_in_range(0..=9)?, 0]);
+                    request.header.extend(u.bytes(8)?);
+                }
+            }
+            _ => {
+                // A little more than there are.
+                let pages = (MEMORY_SIZE / 4096) as u32 + 2;
+                for _ in 0..u.int_in_range(0..=16)? {
+                    let page = u.int_in_range(0..=pages)?;
+                    request.header.extend(page.to_le_bytes());
+                }
+            }
+        }
+        Ok(request)
+    }
+
+    fn turn(&mut self, u: &mut Unstructured) {
+        let _ = act(&self.0, u);
+    }
+}
+
 struct Machine {
     guest: Guest,
-    handle: BalloonHandle,
+    vmm: Vmm,
     file: File,
 }
 
@@ -46,7 +82,7 @@ fn machine() -> Machine {
     })
     .expect("balloon");
     Machine {
-        handle: balloon.handle(),
+        vmm: Vmm(balloon.handle()),
         guest: Guest::with_memory(Box::new(balloon), Arc::new(memory)),
         file,
     }
@@ -66,21 +102,13 @@ thread_local! {
 }
 
 fuzz_target!(|data: &[u8]| {
-    MACHINE.with_borrow_mut(
-        |Machine {
-             guest,
-             handle,
-             file,
-         }| {
-            guest.run(&mut Unstructured::new(data), |u| {
-                let _ = act(handle, u);
-            });
-            for offset in [0, BESIDE + MEMORY_SIZE] {
-                let mut beside = [0; BESIDE];
-                file.read_exact_at(&mut beside, offset as u64)
-                    .expect("memfd");
-                assert!(beside == [0xa5; BESIDE], "released what is not the guest's");
-            }
-        },
-    );
+    MACHINE.with_borrow_mut(|Machine { guest, vmm, file }| {
+        guest.run(&mut Unstructured::new(data), vmm);
+        for offset in [0, BESIDE + MEMORY_SIZE] {
+            let mut beside = [0; BESIDE];
+            file.read_exact_at(&mut beside, offset as u64)
+                .expect("memfd");
+            assert!(beside == [0xa5; BESIDE], "released what is not the guest's");
+        }
+    });
 });

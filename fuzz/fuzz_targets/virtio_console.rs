@@ -10,16 +10,16 @@ use std::os::unix::net::UnixStream;
 use arbitrary::{Result, Unstructured};
 use bulkhead_devices::stream::{Direction, Stream};
 use bulkhead_devices::virtio::console::{Console, ConsoleConfig, ConsoleHandle, WindowSize};
-use bulkhead_fuzz::Guest;
+use bulkhead_fuzz::{Guest, Host, Request, in_buffers};
 use libfuzzer_sys::fuzz_target;
 
 struct Terminal {
     guest: Guest,
-    host: Host,
+    room: Room,
 }
 
 /// The other ends, and the console's own input to clear it with.
-struct Host {
+struct Room {
     handle: ConsoleHandle,
     keyboard: Stream,
     screen: Stream,
@@ -48,7 +48,7 @@ fn terminal(pipes: bool) -> Terminal {
     })
     .expect("console");
     Terminal {
-        host: Host {
+        room: Room {
             handle: console.handle(),
             keyboard: stream(keyboard, Direction::Output),
             screen: stream(screen, Direction::Input),
@@ -75,7 +75,7 @@ fn endless() -> Terminal {
     })
     .expect("console");
     Terminal {
-        host: Host {
+        room: Room {
             handle: console.handle(),
             keyboard: stream(open("/dev/null"), Direction::Output),
             screen: stream(open("/dev/null"), Direction::Input),
@@ -85,7 +85,29 @@ fn endless() -> Terminal {
     }
 }
 
-impl Host {
+impl Host for Room {
+    fn request(&mut self, u: &mut Unstructured) -> Result<Request> {
+        let queue = u.int_in_range(0..=1)?;
+        let len = u.int_in_range(0..=70_000)?;
+        let buffers = in_buffers(u, len)?;
+        let (writable, readable) = match queue {
+            0 => (buffers, Vec::new()),
+            _ => (Vec::new(), buffers),
+        };
+        Ok(Request {
+            queue,
+            readable,
+            writable,
+            ..Default::default()
+        })
+    }
+
+    fn turn(&mut self, u: &mut Unstructured) {
+        let _ = self.act(u);
+    }
+}
+
+impl Room {
     fn act(&self, u: &mut Unstructured) -> Result<()> {
         let len = u.int_in_range(0..=100)?;
         let _ = self.keyboard.write(&[b'k'; 100][..len]);
@@ -114,11 +136,9 @@ fuzz_target!(|data: &[u8]| {
     let mut u = Unstructured::new(data);
     let kind = u.arbitrary::<u8>().unwrap_or(0) % 3;
     TERMINALS.with_borrow_mut(|terminals| {
-        let Terminal { guest, host } = &mut terminals[usize::from(kind)];
-        host.drain(&host.screen);
-        host.drain(&host.typed);
-        guest.run(&mut u, |u| {
-            let _ = host.act(u);
-        });
+        let Terminal { guest, room } = &mut terminals[usize::from(kind)];
+        room.drain(&room.screen);
+        room.drain(&room.typed);
+        guest.run(&mut u, room);
     });
 });

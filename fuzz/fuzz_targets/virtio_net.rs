@@ -7,13 +7,36 @@ use std::os::unix::net::UnixDatagram;
 use arbitrary::{Result, Unstructured};
 use bulkhead_devices::rate_limiter::RateLimit;
 use bulkhead_devices::virtio::net::{Net, NetConfig};
-use bulkhead_fuzz::Guest;
+use bulkhead_fuzz::{Guest, Host, Request, in_buffers};
 use libfuzzer_sys::fuzz_target;
+
+struct Network(UnixDatagram);
+
+impl Host for Network {
+    fn request(&mut self, u: &mut Unstructured) -> Result<Request> {
+        let mut request = Request::default();
+        if u.arbitrary()? {
+            let len = u.int_in_range(0..=5000)?;
+            request.writable = in_buffers(u, len)?;
+        } else {
+            request.queue = 1;
+            request.header = u.bytes(12)?.to_vec();
+            let len = u.int_in_range(0..=70_000)?;
+            request.readable = in_buffers(u, len)?;
+        }
+        Ok(request)
+    }
+
+    fn turn(&mut self, u: &mut Unstructured) {
+        let _ = send(&self.0, u);
+    }
+}
 
 struct Card {
     guest: Guest,
-    /// The network's end, and the card's own to clear it with.
-    ends: [UnixDatagram; 2],
+    network: Network,
+    /// The card's end, to clear it with.
+    own: UnixDatagram,
 }
 
 fn card(limited: bool) -> Card {
@@ -33,11 +56,12 @@ fn card(limited: bool) -> Card {
         receive_limit: limit,
         transmit_limit: limit,
     };
-    let ends = [theirs, ours.try_clone().expect("dup")];
+    let own = ours.try_clone().expect("dup");
     let net = Net::new(config, Box::new(ours)).expect("net");
     Card {
         guest: Guest::new(Box::new(net)),
-        ends,
+        network: Network(theirs),
+        own,
     }
 }
 
@@ -69,10 +93,13 @@ fuzz_target!(|data: &[u8]| {
     let mut u = Unstructured::new(data);
     let limited = u.arbitrary().unwrap_or(false);
     CARDS.with_borrow_mut(|cards| {
-        let Card { guest, ends } = &mut cards[usize::from(limited)];
-        ends.iter().for_each(drain);
-        guest.run(&mut u, |u| {
-            let _ = send(&ends[0], u);
-        });
+        let Card {
+            guest,
+            network,
+            own,
+        } = &mut cards[usize::from(limited)];
+        drain(&network.0);
+        drain(own);
+        guest.run(&mut u, network);
     });
 });

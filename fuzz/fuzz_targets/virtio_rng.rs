@@ -3,11 +3,23 @@
 
 use std::cell::RefCell;
 
-use arbitrary::Unstructured;
+use arbitrary::{Result, Unstructured};
 use bulkhead_devices::rate_limiter::RateLimit;
 use bulkhead_devices::virtio::rng::Rng;
-use bulkhead_fuzz::Guest;
+use bulkhead_fuzz::{Guest, Host, Request, in_buffers};
 use libfuzzer_sys::fuzz_target;
+
+struct Driver;
+
+impl Host for Driver {
+    fn request(&mut self, u: &mut Unstructured) -> Result<Request> {
+        let len = u.int_in_range(0..=70_000)?;
+        Ok(Request {
+            writable: in_buffers(u, len)?,
+            ..Default::default()
+        })
+    }
+}
 
 fn guest(limited: bool) -> Guest {
     let limit = RateLimit {
@@ -25,5 +37,5 @@ thread_local! {
 fuzz_target!(|data: &[u8]| {
     let mut u = Unstructured::new(data);
     let limited = u.arbitrary().unwrap_or(false);
-    GUESTS.with_borrow_mut(|guests| guests[usize::from(limited)].run(&mut u, |_| {}));
+    GUESTS.with_borrow_mut(|guests| guests[usize::from(limited)].run(&mut u, &mut Driver));
 });

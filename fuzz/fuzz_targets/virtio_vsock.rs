@@ -79,6 +79,14 @@ struct Host {
     streams: Vec<UnixStream>,
 }
 
+impl bulkhead_fuzz::Host for Host {
+    fn turn(&mut self, u: &mut Unstructured) {
+        if let Ok(op) = u.arbitrary() {
+            self.apply(op);
+        }
+    }
+}
+
 impl Host {
     fn new(dir: &Path) -> Host {
         let path = dir.join("v");
@@ -233,11 +241,7 @@ fn run(u: &mut Unstructured<'_>, dir: &Path) -> Result<()> {
     let device = Box::new(Vsock::with_limits(config, limits()).expect("device"));
     let mut host = Host::new(dir);
     if u.ratio(1, 4)? {
-        Guest::new(device).run(u, |u| {
-            if let Ok(op) = u.arbitrary() {
-                host.apply(op);
-            }
-        });
+        Guest::new(device).run(u, &mut host);
         return Ok(());
     }
     let mut talker = Talker {
