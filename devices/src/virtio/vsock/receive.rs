@@ -204,6 +204,8 @@ impl Receive {
             self.queue.undo_pop();
         }
         connection.batch = match read {
+            // Says nothing of how much comes when something does.
+            0 => connection.batch,
             n if n == room => (connection.batch * 4).min(MAX_BATCH),
             n if n < room / 2 => (connection.batch / 2).max(1),
             _ => connection.batch,
