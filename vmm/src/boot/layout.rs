@@ -68,6 +68,8 @@ pub const KVM_TSS: u64 = 0xfffb_d000;
 
 /// Input pins of the I/O APIC. KVM routes GSI n to pin n, and the first 16 to the PICs as well.
 pub const IO_APIC_PINS: u32 = 24;
+/// The interval timer's ISA interrupt. KVM's in-kernel timer is always there.
+pub const TIMER_IRQ: u32 = 0;
 /// The first serial port's ISA interrupt.
 pub const SERIAL_IRQ: u32 = 4;
 /// Interrupts for virtio devices, to be given out in this order, one each: all are edge-triggered,

@@ -4,7 +4,7 @@
 use bulkhead_devices::GuestMemory;
 use vm_memory::{Address, Bytes, GuestMemoryError};
 
-use super::layout::{IO_APIC, IO_APIC_PINS, LOCAL_APIC, MP_TABLE, MP_TABLE_MAX_SIZE};
+use super::layout::{IO_APIC, IO_APIC_PINS, LOCAL_APIC, MP_TABLE, MP_TABLE_MAX_SIZE, TIMER_IRQ};
 
 /// The most CPUs the table has room for in the last KiB of base memory.
 pub const MAX_CPUS: u8 = 32;
@@ -65,8 +65,8 @@ pub enum MpTableError {
 
 /// Writes the table for CPUs with the APIC ids 0 to `cpus` - 1, the first of which boots.
 ///
-/// `irqs` are the interrupts that are wired, each to the pin of the same number. The guest sets up
-/// every pin it is told of, and spends time on it: name those in use.
+/// `irqs` are the interrupts that are wired, each to the pin of the same number, besides the timer's.
+/// The guest sets up every pin it is told of, and spends time on it: name those in use.
 pub fn write(
     memory: &GuestMemory,
     cpus: u8,
@@ -78,7 +78,8 @@ pub fn write(
     // The first id that no local APIC has.
     let io_apic_id = cpus;
     let mut wired = [false; IO_APIC_PINS as usize];
-    for irq in irqs {
+    // Linux gives up without a timer on the I/O APIC.
+    for irq in irqs.into_iter().chain([TIMER_IRQ]) {
         *wired.get_mut(irq as usize).ok_or(MpTableError::Irq(irq))? = true;
     }
 
@@ -258,7 +259,7 @@ mod tests {
     #[test]
     fn table_when_parsed_back_describes_the_machine() {
         let memory = memory();
-        write(&memory, 2, [0, 4, 5, 16]).expect("write");
+        write(&memory, 2, [4, 5, 16]).expect("write");
         let parsed = parse(&memory);
         assert_eq!(parsed.local_apic, 0xfee0_0000);
         assert_eq!(parsed.processors, [(0, 3), (1, 1)]);
