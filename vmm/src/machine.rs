@@ -12,7 +12,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use crate::assist::probe::ProbeError;
 use crate::assist::{self, Assist, AssistError, Counters, HostKind, probe};
 use crate::attach::{AttachError, Devices, virtio_slot};
-use crate::boot::cmdline::{Cmdline, CmdlineError};
+use crate::boot::cmdline::{self, Cmdline, CmdlineError};
 use crate::boot::initrd::{self, InitrdError};
 use crate::boot::kernel::{self, LoadError};
 use crate::boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
@@ -103,10 +103,6 @@ fn cannot(what: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
     move |source| MachineError::Io { what, source }
 }
 
-/// Kernel parameters for every guest. `quiet`, because each line printed costs time; `reboot=k`,
-/// because the keyboard controller's reset line is how a guest without ACPI ends; `panic=-1`, so that
-/// a panic ends it at once; the last says where our own kernel and agent report the end.
-const ALWAYS: &str = "quiet reboot=k panic=-1 bulkhead.exit_port=0x501";
 /// Each port that the serial driver looks for costs a hundred exits, whether it is there or not.
 const SERIAL_PORTS: [&str; 2] = ["8250.nr_uarts=0", "8250.nr_uarts=1"];
 
@@ -321,7 +317,7 @@ fn command_line(
     assisted: bool,
 ) -> Result<Cmdline, CmdlineError> {
     let mut cmdline = Cmdline::new();
-    cmdline.push(ALWAYS)?;
+    cmdline.push(cmdline::BASE)?;
     if config.console == ConsoleConfig::Stdio {
         cmdline.push("console=hvc0")?;
     } else if config.serial {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bulkhead_protocol::{API_PORT, Info, READY_PORT, Ready, Shutdown, path};
 use bulkhead_vmm::timing::{self, StartTimes};
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::SignalFd;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
@@ -131,7 +131,8 @@ impl Session {
             set.add(signal);
         }
         set.thread_block().map_err(cannot("block signals"))?;
-        let signals = SignalFd::new(&set).map_err(cannot("watch signals"))?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let signals = SignalFd::with_flags(&set, flags).map_err(cannot("watch signals"))?;
 
         let terminal = RawTerminal::enter().map_err(cannot("set up the terminal"))?;
         let program = Artifact::Vmm.find()?;

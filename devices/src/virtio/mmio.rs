@@ -118,15 +118,10 @@ impl MmioTransport {
         self.lock().device.event_sources()
     }
 
-    /// The notifier of queue `index` is readable.
+    /// The notifier of queue `index` was written to. It is not read here: a loop that watches for edges
+    /// need not, and one that watches for levels does so first.
     pub fn process_queue(&self, index: usize) {
         let mut state = self.lock();
-        // Drained under the lock and before the queue is looked at, so that a notification that
-        // comes while it is served is not lost. Nothing to read only means that another pass was
-        // quicker.
-        if let Some(notifier) = self.notifiers.get(index) {
-            let _ = notifier.read();
-        }
         if state.is_running() {
             state.device.process_queue(index);
         }

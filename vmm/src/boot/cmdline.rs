@@ -8,9 +8,11 @@ use vm_memory::{Bytes, GuestMemoryError};
 
 use super::layout::{CMDLINE, CMDLINE_MAX_SIZE, VIRTIO_MMIO_SIZE};
 
-/// Parameters for this machine, whatever the kernel: reboot through the keyboard controller, which is
-/// what the VMM listens to, and do so at once after a panic.
-pub const BASE: &str = "reboot=k panic=-1";
+/// Parameters for this machine, whatever the kernel. `quiet`, because each line printed costs time;
+/// `reboot=k`, because the keyboard controller's reset line is how a guest without ACPI ends;
+/// `panic=-1`, so that a panic ends it at once. The last are for our own kernel and agent, and nothing
+/// to others: no `dummy0` in every network namespace, and the port to report the end at.
+pub const BASE: &str = "quiet reboot=k panic=-1 dummy.numdummies=0 bulkhead.exit_port=0x501";
 
 /// Why a text cannot go on the command line.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -108,7 +110,7 @@ mod tests {
     #[test]
     fn push_when_called_again_separates_by_one_space() {
         let mut cmdline = Cmdline::new();
-        cmdline.push(BASE).expect("base");
+        cmdline.push("reboot=k panic=-1").expect("base");
         cmdline.push_virtio_mmio(0xd000_1000, 6).expect("device");
         cmdline.push("  ").expect("blank");
         cmdline.push(" root=/dev/vda ro ").expect("user's");

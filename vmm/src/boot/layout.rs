@@ -5,6 +5,7 @@
 //! 0x0000_7000  zero page (boot_params)                |
 //! 0x0000_8ff0  boot stack, growing down               | base memory: RAM to the guest, which is
 //! 0x0000_9000  identity page tables, up to 0xf000     | free to reuse all this once it has read it
+//! 0x0001_0000  setup data: a random seed              |
 //! 0x0002_0000  kernel command line                   /
 //! 0x0009_fc00  MP table (reserved in the e820 map), then the PC's legacy hole
 //! 0x0010_0000  RAM: the kernel, ..., the initrd at the top
@@ -32,6 +33,8 @@ pub const PDPT: GuestAddress = GuestAddress(0xa000);
 pub const PAGE_DIRECTORY: GuestAddress = GuestAddress(0xb000);
 /// Page directories, each of which maps 1 GiB.
 pub const PAGE_DIRECTORIES: u64 = 4;
+/// Setup data with a seed for the guest's random numbers: less than a page.
+pub const RNG_SEED: GuestAddress = GuestAddress(0x1_0000);
 /// The kernel command line, up to [`CMDLINE_MAX_SIZE`] bytes.
 pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 /// Room for the command line with its NUL: what x86 Linux calls `COMMAND_LINE_SIZE`.

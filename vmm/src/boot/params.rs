@@ -7,7 +7,7 @@ use vm_memory::{Address, Bytes, GuestMemoryBackend, GuestMemoryError, GuestMemor
 use super::cmdline::{Cmdline, CmdlineError};
 use super::initrd::Initrd;
 use super::kernel::{LoadedKernel, SetupHeader};
-use super::layout::{CMDLINE, EBDA_START, HIMEM_START, ZERO_PAGE};
+use super::layout::{CMDLINE, EBDA_START, HIMEM_START, RNG_SEED, ZERO_PAGE};
 
 const SIZE: usize = 4096;
 /// Offsets of the fields we fill.
@@ -24,6 +24,7 @@ const RAMDISK_SIZE: usize = 0x21c;
 const CMD_LINE_PTR: usize = 0x228;
 const KERNEL_ALIGNMENT: usize = 0x230;
 const CMDLINE_SIZE: usize = 0x238;
+const SETUP_DATA: usize = 0x250;
 const E820_TABLE: usize = 0x2d0;
 const E820_ENTRY_SIZE: usize = 20;
 
@@ -35,6 +36,11 @@ const LOADED_HIGH: u8 = 1;
 const PROTOCOL_2_12: u16 = 0x20c;
 const DEFAULT_ALIGNMENT: u32 = 0x100_0000;
 
+/// `SETUP_RNG_SEED`: a piece of setup data with randomness for the kernel's generator.
+const RNG_SEED_TYPE: u32 = 9;
+/// Bytes of randomness: as many as the kernel's generator has of state.
+const RNG_SEED_LEN: usize = 32;
+
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
@@ -44,6 +50,9 @@ pub enum ParamsError {
     /// This kernel takes less command line than others.
     #[error(transparent)]
     Cmdline(#[from] CmdlineError),
+    /// The host has no randomness to give.
+    #[error("cannot get a seed for the guest's random numbers: {0}")]
+    Seed(std::io::Error),
     /// Guest memory is smaller than base memory.
     #[error("no room for the boot parameters: {0}")]
     Memory(#[from] GuestMemoryError),
@@ -74,9 +83,28 @@ pub fn write(
         page.put_u64_split(RAMDISK_SIZE, EXT_RAMDISK_SIZE, initrd.size);
     }
     page.put_e820(&memory_map(memory));
+    page.put_u64(SETUP_DATA, RNG_SEED.raw_value());
+    memory.write_slice(&rng_seed()?, RNG_SEED)?;
 
     cmdline.write(memory)?;
     Ok(memory.write_slice(&page.bytes, ZERO_PAGE)?)
+}
+
+/// Setup data (`struct setup_data`, the last and only one) with a seed from the host. With it a guest
+/// has random numbers from its first instruction, and need not gather them at boot.
+fn rng_seed() -> Result<Vec<u8>, ParamsError> {
+    let mut seed = [0; RNG_SEED_LEN];
+    // SAFETY: the buffer is valid for its length, and borrowed for the call. As few as 256 bytes
+    // always come whole (getrandom(2)).
+    if unsafe { libc::getrandom(seed.as_mut_ptr().cast(), seed.len(), 0) } < 0 {
+        return Err(ParamsError::Seed(std::io::Error::last_os_error()));
+    }
+    let mut data = Vec::with_capacity(16 + seed.len());
+    data.extend(0u64.to_le_bytes()); // no next one
+    data.extend(RNG_SEED_TYPE.to_le_bytes());
+    data.extend((seed.len() as u32).to_le_bytes());
+    data.extend(seed);
+    Ok(data)
 }
 
 /// One entry of the e820 map: start, bytes, kind.
@@ -136,6 +164,10 @@ impl Page {
 
     fn put_u32(&mut self, offset: usize, value: u32) {
         self.bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn put_u64(&mut self, offset: usize, value: u64) {
+        self.bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
     }
 
     /// Low and high halves of a field that was 32 bits wide once.
@@ -224,6 +256,25 @@ mod tests {
         assert_eq!(field::<u8>(&memory, 0x210), 0xff);
         assert_eq!(field::<u32>(&memory, 0x228), 0x2_0000);
         assert_eq!(field::<u32>(&memory, 0x218), 0);
+    }
+
+    #[test]
+    fn seed_is_setup_data_and_never_twice_the_same() {
+        let seed = || {
+            let memory = memory(16);
+            let kernel = load(&memory, &vmlinux());
+            write(&memory, &kernel, &cmdline("quiet"), None).expect("write");
+            let at: u64 = field(&memory, SETUP_DATA as u64);
+            let mut data = [0u8; 16 + RNG_SEED_LEN];
+            memory
+                .read_slice(&mut data, GuestAddress(at))
+                .expect("setup data");
+            data
+        };
+        let (first, second) = (seed(), seed());
+        assert_eq!(first[..8], [0; 8]);
+        assert_eq!(first[8..16], [9, 0, 0, 0, 32, 0, 0, 0]);
+        assert_ne!(first[16..], second[16..]);
     }
 
     #[test]
