@@ -175,9 +175,9 @@ impl Vm {
     pub fn wait_ready(&mut self) -> (Value, Duration) {
         let deadline = Instant::now() + patience();
         let stream = loop {
-            match vsock::accept(&self.ready, Duration::ZERO) {
-                Ok(stream) => break stream,
-                Err(e) if e.kind() == io::ErrorKind::TimedOut => {}
+            match vsock::accept_now(&self.ready, patience()) {
+                Ok(Some(stream)) => break stream,
+                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
                 Err(e) => self.fail(&format!("waiting for the guest: {e}")),
             }
             if let Ok(Some(status)) = self.process.child.try_wait() {
@@ -323,7 +323,6 @@ fn tail(text: &str) -> &str {
 }
 
 fn read_line(mut stream: UnixStream) -> io::Result<String> {
-    stream.set_read_timeout(Some(patience()))?;
     let mut line = String::new();
     stream.read_to_string(&mut line)?;
     Ok(line)

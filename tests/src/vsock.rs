@@ -59,27 +59,33 @@ pub fn listen(path: &Path, port: u32) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Accepts one connection, or fails after `timeout`.
+/// Accepts a connection if there is one.
+pub fn accept_now(listener: &UnixListener, timeout: Duration) -> io::Result<Option<UnixStream>> {
+    match listener.accept() {
+        Ok((stream, _)) => {
+            stream.set_nonblocking(false)?;
+            stream.set_read_timeout(Some(timeout))?;
+            stream.set_write_timeout(Some(timeout))?;
+            Ok(Some(stream))
+        }
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Accepts one connection, or fails after `timeout`. The timeout is the stream's, too.
 pub fn accept(listener: &UnixListener, timeout: Duration) -> io::Result<UnixStream> {
     let deadline = Instant::now() + timeout;
     loop {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(false)?;
-                stream.set_read_timeout(Some(timeout))?;
-                stream.set_write_timeout(Some(timeout))?;
-                return Ok(stream);
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                if Instant::now() > deadline {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "the guest did not connect",
-                    ));
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(e) => return Err(e),
+        if let Some(stream) = accept_now(listener, timeout)? {
+            return Ok(stream);
         }
+        if Instant::now() > deadline {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the guest did not connect",
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -166,7 +166,7 @@ impl Outer {
             .args(["-initrd", "/dev/stdin"])
             .args([
                 "-append",
-                "console=ttyS0 quiet panic=-1 oops=panic mitigations=off",
+                "console=ttyS0 loglevel=3 panic=-1 oops=panic mitigations=off",
             ])
             .stdin(initramfs)
             .stdout(Stdio::piped())

@@ -105,7 +105,8 @@ fn distribution_kernel_when_unmodified_then_reaches_user_space_over_serial() {
         .with("console", "none".into())
         .with("memory_mib", 256.into())
         .kernel(&artifacts::cloud_kernel())
-        .cmdline("console=ttyS0");
+        // Enough for the line that says which kernel it is.
+        .cmdline("console=ttyS0 loglevel=6");
     let mut vm = one_program(setup).start();
     vm.wait_console(UP);
     vm.expect_exit(10);
