@@ -378,20 +378,21 @@ fn control_registers_forbid_extended_state_with_ud_and_nm() {
 
 #[test]
 fn smap_guards_user_pages_until_stac() {
-    if kind() == HostKind::SoftwareAssisted {
-        // KVM refuses CR4.SMAP here; the page walker's unit tests stand for it.
-        return;
-    }
     let mut vm = vm();
     let mut sregs = vm.vcpu.get_sregs().expect("sregs");
     sregs.cr4 |= 1 << 21;
     if vm.vcpu.set_sregs(&sregs).is_err() {
-        return;
+        return; // a processor without it
     }
     vm.regs.rbx = USER;
     vm.regs.rax = 7;
-    let e = exception(&mut vm, &[0x48, 0x0f, 0xae, 0x23]);
-    assert_eq!((e.vector, e.error), (14, Some(3)));
+    let save = [0x48, 0x0f, 0xae, 0x23];
+    let e = exception(&mut vm, &save);
+    assert_eq!((e.vector, e.error, e.rip), (14, Some(3), CODE));
+    // stac first
+    vm.regs.rsp = STACK;
+    vm.regs.rflags = 2;
+    run_to_end(&mut vm, &[&[0x0f, 0x01, 0xcb][..], &save].concat());
 }
 
 #[test]

@@ -22,6 +22,7 @@ const APIC_BUS_KHZ: u32 = 1_000_000;
 /// Leaf 1, ECX.
 const ECX_MONITOR: u32 = 1 << 3;
 const ECX_VMX: u32 = 1 << 5;
+const ECX_CMPXCHG16B: u32 = 1 << 13;
 const ECX_PDCM: u32 = 1 << 15;
 const ECX_X2APIC: u32 = 1 << 21;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
@@ -212,6 +213,10 @@ fn adjust(leaf: &mut kvm_cpuid_entry2, vendor: Vendor, topology: CpuTopology, ki
             leaf.ecx &= !(ECX_MONITOR | ECX_VMX | ECX_PDCM | ECX_TSC_DEADLINE);
             leaf.ecx |= ECX_X2APIC | ECX_HYPERVISOR;
             set(&mut leaf.edx, EDX_HTT, cpus > 1);
+            // The assist knows it, and the allocator uses it all the time: doing without is faster.
+            if kind == HostKind::SoftwareAssisted {
+                leaf.ecx &= !ECX_CMPXCHG16B;
+            }
         }
         // Caches: the last level is everybody's, the others each core's own.
         4 if leaf.eax & 0x1f != 0 => {
@@ -532,6 +537,7 @@ mod tests {
         let cpuid = cpuid(&amd(), 1, 0, HostKind::SoftwareAssisted);
         assert_eq!(get(&cpuid, HYPERVISOR_FEATURES, 0).eax, 0x0100_000b);
         assert_eq!(get(&cpuid, 0x8000_0007, 0).edx, 0);
+        assert_eq!(get(&cpuid, 1, 0).ecx & ECX_CMPXCHG16B, 0);
         assert_eq!(get(&cpuid, 0x8000_0008, 0).ecx, 0);
     }
 
