@@ -2,36 +2,45 @@
 
 use super::HostKind;
 
-/// Processor features the guest's kernel should not use. Its CPUID shows the hardware's, whatever KVM
-/// is told, while the emulator that runs the kernel has not all of them, or not at a bearable price.
-/// With all of them the kernel boots, too, only later.
+/// Processor features the guest's kernel should not use, as Linux numbers them (32 times the word plus
+/// the bit, `cpufeatures.h`). Its CPUID shows the hardware's, whatever KVM is told, while the emulator
+/// that runs the kernel has not all of them, or not at a bearable price. With all of them the kernel
+/// boots, too, only later.
 ///
-/// The kernel reads at most 127 characters here and drops the rest without a word.
-const CLEARED: [&str; 8] = [
+/// Numbers, because the kernel compares each name with some 700 others, and drops without a word what
+/// goes beyond 127 characters.
+const CLEARED: [(u32, &str); 7] = [
     // STAC and CLAC around every access to user memory: two exits to the assist each.
-    "smap", // String instructions go byte by byte, so that a loop of moves is faster.
-    "erms", "fsrm", "rep_good",
+    (9 * 32 + 20, "smap"),
+    // String instructions go byte by byte, so that those of eight bytes (`rep_good`) are faster.
+    (9 * 32 + 9, "erms"),
+    (18 * 32 + 4, "fsrm"),
     // Compiled BPF programs shift with VEX instructions that nothing here knows.
-    "bmi2",
+    (9 * 32 + 8, "bmi2"),
     // The entry code that it brings looks up the CPU's number with LSL, which nothing here knows.
-    "fsgsbase",
+    (9 * 32, "fsgsbase"),
     // An exit each time. Compacting buys nothing where the exit is what costs, and counting bits
     // with twenty emulated instructions costs as much.
-    "xsavec", "popcnt",
+    (10 * 32 + 1, "xsavec"),
+    (4 * 32 + 23, "popcnt"),
 ];
 
 /// What to put on the kernel's command line for this kind of host; empty on hardware.
 ///
-/// - `syscall_by_fault=1`: our kernel's patch, which takes the fault that `syscall` becomes there for
-///   a system call. Other kernels ignore it.
-/// - `nokaslr`, `rodata=off`: relocating the kernel and splitting its mapping to protect it cost
-///   seconds where each instruction is emulated.
+/// - `syscall_by_fault`: our kernel's patch, which takes the fault that `syscall` becomes there for
+///   a system call. `no_kernel_simd` (no vector code in the kernel, which nothing here knows) and
+///   `tick_stretch=10` (ten timer ticks a second while busy, of 2000 instructions each, not a hundred)
+///   are our patches too. Other kernels ignore all three.
+/// - `nokaslr`, `rodata=off`, `noreplace-smp`: relocating the kernel, splitting its mapping to protect
+///   it and patching its `lock` prefixes cost seconds where each instruction is emulated.
+/// - `clocksource=kvm-clock`: the TSC is the host's there, and jumps when a guest is moved.
 pub fn kernel_parameters(kind: HostKind) -> String {
     match kind {
         HostKind::Hardware => String::new(),
         HostKind::SoftwareAssisted => format!(
-            "syscall_by_fault=1 nokaslr rodata=off clearcpuid={}",
-            CLEARED.join(",")
+            "syscall_by_fault no_kernel_simd tick_stretch=10 nokaslr rodata=off noreplace-smp \
+             clocksource=kvm-clock clearcpuid={}",
+            CLEARED.map(|(number, _)| number.to_string()).join(",")
         ),
     }
 }
@@ -42,7 +51,10 @@ mod tests {
 
     #[test]
     fn the_kernel_reads_the_whole_list() {
-        assert!(CLEARED.join(",").len() < 128);
+        let parameters = kernel_parameters(HostKind::SoftwareAssisted);
+        let (_, list) = parameters.split_once("clearcpuid=").expect("a list");
+        assert_eq!(list.split(',').count(), CLEARED.len());
+        assert!(list.len() < 128);
         assert_eq!(kernel_parameters(HostKind::Hardware), "");
     }
 }
