@@ -22,6 +22,9 @@ ARGS    ?=
 # How long `make fuzz` stays with each target.
 SECONDS ?= 600
 
+# Where `make install` puts things.
+PREFIX  ?= /usr/local
+
 CARGO   := cargo
 STATIC  := --locked --target $(MUSL)
 E2E     := $(STATIC) --profile e2e --package bulkhead-tests
@@ -29,7 +32,7 @@ E2E     := $(STATIC) --profile e2e --package bulkhead-tests
 JOBS    ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build kernel demo test test-unit test-kvm test-faithful figures bench fuzz lint clean
+.PHONY: help setup build kernel install demo test test-unit test-kvm test-faithful figures bench fuzz lint clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -45,6 +48,12 @@ build: setup ## Build the programs, and the root images of the guests
 
 kernel: setup ## Build the guest kernel
 	@scripts/place $(GUEST)/vmlinux resources/kernel/build
+
+install: build kernel ## Put the programs and the guest's parts under PREFIX
+	install -D -m 0755 $(BIN)/bulkhead $(DESTDIR)$(PREFIX)/bin/bulkhead
+	install -D -m 0755 $(BIN)/bulkhead-vmm $(DESTDIR)$(PREFIX)/lib/bulkhead/bulkhead-vmm
+	install -D -m 0644 $(GUEST)/vmlinux $(DESTDIR)$(PREFIX)/lib/bulkhead/vmlinux
+	install -D -m 0644 $(GUEST)/agent.erofs $(DESTDIR)$(PREFIX)/lib/bulkhead/agent.erofs
 
 demo: build kernel ## Boot a microVM and show what it is
 	@scripts/demo
