@@ -14,7 +14,7 @@ use bulkhead_devices::rate_limiter::RateLimit;
 use bulkhead_devices::virtio::VirtioDevice;
 use bulkhead_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle};
 use bulkhead_devices::virtio::block::{Block, BlockConfig, BlockError, Engine};
-use bulkhead_devices::virtio::console::{Console, ConsoleConfig, ConsoleHandle, WindowSize};
+use bulkhead_devices::virtio::console::{Console, ConsoleConfig, ConsoleHandle};
 use bulkhead_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use bulkhead_devices::virtio::net::mac::ParseMacError;
 use bulkhead_devices::virtio::net::tap::{Tap, TapError};
@@ -133,7 +133,7 @@ impl Devices {
                 name: "console".to_owned(),
                 input: Some(duplicate(io::stdin().as_fd(), "console")?),
                 output: duplicate(io::stdout().as_fd(), "console")?,
-                size: WindowSize::default(),
+                size: config.console_size.map(Into::into).unwrap_or_default(),
             })
             .map_err(host("console"))?;
             devices.console = Some(console.handle());

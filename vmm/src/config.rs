@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bulkhead_devices::rate_limiter::RateLimit;
+use bulkhead_devices::virtio::console::WindowSize;
 use serde::{Deserialize, Serialize};
 
 use crate::memory;
@@ -40,6 +41,9 @@ pub struct VmConfig {
     /// Where the virtio console `hvc0` goes.
     #[serde(default)]
     pub console: ConsoleConfig,
+    /// The console's window at the start; unknown if not given.
+    #[serde(default)]
+    pub console_size: Option<WindowConfig>,
     /// Whether there is a 16550 serial port, on the process's standard streams.
     #[serde(default)]
     pub serial: bool,
@@ -126,6 +130,25 @@ pub enum ConsoleConfig {
     Stdio,
     /// There is no such device.
     None,
+}
+
+/// The size of a console's window, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowConfig {
+    /// Characters in a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+impl From<WindowConfig> for WindowSize {
+    fn from(size: WindowConfig) -> Self {
+        WindowSize {
+            columns: size.columns,
+            rows: size.rows,
+        }
+    }
 }
 
 /// The memory balloon.

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_vmm::config::{
     AssistConfig, BalloonConfig, ConsoleConfig, DiskConfig, KernelConfig, NetConfig, VmConfig,
-    VsockConfig,
+    VsockConfig, WindowConfig,
 };
 use clap::{Args, ValueEnum};
 
+use super::terminal::window_size;
 use crate::artifacts::{Artifact, Missing};
 
 /// Start a microVM: Bulkhead's own guest, or your kernel and disks.
@@ -128,6 +129,7 @@ impl BootArgs {
             } else {
                 ConsoleConfig::Stdio
             },
+            console_size: window_size().map(|(columns, rows)| WindowConfig { columns, rows }),
             serial: self.serial,
             rng: true,
             balloon: self.balloon.then_some(BalloonConfig {

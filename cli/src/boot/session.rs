@@ -251,7 +251,6 @@ impl Session {
             .and_then(|(stream, _)| read_ready(stream))
             .map_err(cannot("read what the guest's agent reports"))?;
         self.end.ready = Some((message, arrived));
-        self.tell_window_size();
         if self.measure_only {
             self.measure();
             self.stop()?;

@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn seed_is_setup_data_and_never_twice_the_same() {
         let seed = || {
-            let memory = memory(16);
+            let memory = memory(64);
             let kernel = load(&memory, &vmlinux());
             write(&memory, &kernel, &cmdline("quiet"), None).expect("write");
             let at: u64 = field(&memory, SETUP_DATA as u64);

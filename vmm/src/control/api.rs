@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::http::{Reply, Request};
 use crate::assist::{Counters, HostKind};
-use crate::config::VmConfig;
+use crate::config::{VmConfig, WindowConfig};
 use crate::exit::{ExitSlot, VmExit};
 use crate::timing;
 use crate::vcpu::{ExitCounts, RunControl};
@@ -47,14 +47,6 @@ pub struct VmHandle {
 struct BalloonSize {
     /// Memory to take from the guest, in MiB.
     size_mib: u32,
-}
-
-/// Body of `PUT /v1/console`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WindowSize {
-    columns: u16,
-    rows: u16,
 }
 
 impl VmHandle {
@@ -171,12 +163,9 @@ impl VmHandle {
         let Some(console) = &self.console else {
             return Reply::error(409, "this VM has no virtio console");
         };
-        match serde_json::from_slice::<WindowSize>(body) {
+        match serde_json::from_slice::<WindowConfig>(body) {
             Ok(size) => {
-                console.set_size(bulkhead_devices::virtio::console::WindowSize {
-                    columns: size.columns,
-                    rows: size.rows,
-                });
+                console.set_size(size.into());
                 Reply::done()
             }
             Err(e) => Reply::error(400, format!("the body is not a window size: {e}")),
