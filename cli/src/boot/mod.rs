@@ -1,9 +1,12 @@
 //! `bulkhead boot`: a microVM from the command line.
 
+mod directory;
+mod error;
 mod options;
 mod session;
 pub mod terminal;
 mod timing;
+mod typing;
 
 use std::error::Error;
 

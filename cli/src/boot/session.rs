@@ -1,59 +1,33 @@
 //! One boot from start to end: the VMM's process, the terminal, the sockets' directory.
 
-use std::fs::{self, DirBuilder};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use bulkhead_protocol::{API_PORT, Info, READY_PORT, Ready, Shutdown, path};
+use bulkhead_protocol::{API_PORT, Info, Ready, Shutdown, path};
 use bulkhead_vmm::timing::{self, StartTimes};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
+use super::directory::{Directory, listen, ready_socket};
+use super::error::{SessionError, cannot};
 use super::options::BootArgs;
-use super::terminal::{Escape, RawTerminal, Typed, window_size};
-use crate::artifacts::{Artifact, Missing};
+use super::terminal::{RawTerminal, window_size};
+use super::typing::Typing;
+use crate::artifacts::Artifact;
 use crate::http;
 
 /// How long one question to the VMM or the agent may take. A guest on a slow host is slow to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How long a VM that was asked to stop gets, before the next, ruder way.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// Typed bytes kept for a guest that does not read them; what comes on top is lost.
-const MAX_TYPED: usize = 64 << 10;
-
-/// Why a session could not start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    /// A part of Bulkhead is missing.
-    #[error(transparent)]
-    Missing(#[from] Missing),
-    /// Something that the host did not let us do.
-    #[error("cannot {what}: {source}")]
-    Host {
-        /// What it was, with its object.
-        what: String,
-        /// What the host said.
-        source: io::Error,
-    },
-}
-
-/// Adds what was being done to an error of the host.
-fn cannot<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> SessionError {
-    let what = what.into();
-    |source| SessionError::Host {
-        what,
-        source: source.into(),
-    }
-}
-
 /// How a boot went.
 pub struct End {
     /// The exit code for the shell.
@@ -81,14 +55,6 @@ pub struct Session {
     /// Stop as soon as the guest is ready and its times are known.
     measure_only: bool,
     end: End,
-}
-
-/// What is typed, on its way to the guest.
-struct Typing {
-    pipe: ChildStdin,
-    escape: Escape,
-    unsent: Vec<u8>,
-    ended: bool,
 }
 
 /// How far the end of the VM has been asked for.
@@ -357,42 +323,6 @@ impl Drop for Session {
     }
 }
 
-impl Typing {
-    fn new(pipe: ChildStdin) -> Result<Self, SessionError> {
-        // Our end of a pipe that nobody else has, so the flag is nobody else's either.
-        rustix::io::ioctl_fionbio(&pipe, true).map_err(cannot("set up the console"))?;
-        Ok(Typing {
-            pipe,
-            escape: Escape::default(),
-            unsent: Vec::new(),
-            ended: false,
-        })
-    }
-
-    /// Takes what was typed. `true` if it ends in the wish to quit.
-    fn take(&mut self, typed: &[u8]) -> bool {
-        let (bytes, quit) = match self.escape.filter(typed) {
-            Typed::Bytes(bytes) => (bytes, false),
-            Typed::Quit(bytes) => (bytes, true),
-        };
-        let room = MAX_TYPED - self.unsent.len();
-        self.unsent.extend(bytes.iter().take(room));
-        self.send();
-        quit
-    }
-
-    fn send(&mut self) {
-        match self.pipe.write(&self.unsent) {
-            Ok(n) => {
-                self.unsent.drain(..n);
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            // The VMM is ending; its process says so in a moment.
-            Err(_) => self.unsent.clear(),
-        }
-    }
-}
-
 /// What a session waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
@@ -429,19 +359,6 @@ fn wait(
         .collect())
 }
 
-fn ready_socket() -> String {
-    format!("vsock.sock_{READY_PORT}")
-}
-
-/// Listens at `path`, in the place of a socket that nobody listens on any more.
-fn listen(path: &Path) -> Result<UnixListener, SessionError> {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
-    if is_socket && UnixStream::connect(path).is_err() {
-        fs::remove_file(path).map_err(cannot(format!("remove {}", path.display())))?;
-    }
-    UnixListener::bind(path).map_err(cannot(format!("listen on {}", path.display())))
-}
-
 /// Reads the agent's line, which a hostile guest may never end.
 fn read_ready(stream: UnixStream) -> io::Result<Ready<'static>> {
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
@@ -457,65 +374,4 @@ fn exit_code(status: ExitStatus) -> u8 {
         .or_else(|| status.signal().map(|signal| 128 + signal))
         .unwrap_or(i32::from(crate::FAILED));
     u8::try_from(code).unwrap_or(crate::FAILED)
-}
-
-/// Where the sockets are. What was made there is removed at the end.
-struct Directory {
-    path: PathBuf,
-    ours: bool,
-}
-
-impl Directory {
-    /// The directory the user named, or a new one.
-    fn open(named: Option<&Path>) -> Result<Self, SessionError> {
-        if let Some(path) = named {
-            let made = DirBuilder::new().mode(0o700).create(path);
-            let ours = match made {
-                Ok(()) => true,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
-                Err(e) => return Err(cannot(format!("make the directory {}", path.display()))(e)),
-            };
-            return Ok(Directory {
-                path: path.to_owned(),
-                ours,
-            });
-        }
-        let base = std::env::var_os("XDG_RUNTIME_DIR")
-            .map(PathBuf::from)
-            .filter(|path| path.is_dir())
-            .unwrap_or_else(std::env::temp_dir);
-        let path = tempfile::Builder::new()
-            .prefix("bulkhead-boot-")
-            .tempdir_in(&base)
-            .map_err(cannot(format!("make a directory in {}", base.display())))?
-            .keep();
-        Ok(Directory { path, ours: true })
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// What may be left here, in the order to remove it.
-    fn leftovers(&self) -> Vec<PathBuf> {
-        let files = ["config.json", "control.sock", "vsock.sock", &ready_socket()];
-        let mut paths: Vec<PathBuf> = files.iter().map(|file| self.path.join(file)).collect();
-        if self.ours {
-            paths.push(self.path.clone());
-        }
-        paths
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        for path in self.leftovers() {
-            // Most are not there, and a directory in which others put files stays.
-            let _ = if path == self.path {
-                fs::remove_dir(&path)
-            } else {
-                fs::remove_file(&path)
-            };
-        }
-    }
 }
