@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use super::{about, stream};
 use crate::Reply;
@@ -14,14 +15,14 @@ const BLKDISCARD: u64 = 0x1277;
 const BLKZEROOUT: u64 = 0x127f;
 
 pub fn write(device: &str, offset: u64, bytes: u64, seed: u64) -> io::Result<Reply> {
-    let mut file = open(device, true, offset)?;
+    let mut file = open_for_data(device, true, offset, bytes)?;
     let reply = stream::source(&mut file, bytes, seed).map_err(about(device))?;
     file.sync_all().map_err(about(device))?;
     Ok(reply)
 }
 
 pub fn read(device: &str, offset: u64, bytes: u64) -> io::Result<Reply> {
-    let mut file = open(device, false, offset)?;
+    let mut file = open_for_data(device, false, offset, bytes)?;
     // What is in the page cache would be compared with itself. (A plain file, in this crate's own
     // tests, refuses, and has no device behind it to be tested.)
     // SAFETY: BLKFLSBUF takes no argument.
@@ -56,6 +57,26 @@ pub fn info(device: &str) -> io::Result<Reply> {
         text: if read_only == 0 { "rw" } else { "ro" }.into(),
         ..Reply::default()
     })
+}
+
+/// Opens a disk to move much data. Past the page cache if the data's place allows it: that is a tenth of
+/// the work for the guest's kernel, which where it is emulated would take minutes.
+fn open_for_data(device: &str, write: bool, offset: u64, bytes: u64) -> io::Result<File> {
+    let is_disk = std::fs::metadata(device)
+        .map_err(about(device))?
+        .file_type()
+        .is_block_device();
+    if !is_disk || !(offset | bytes).is_multiple_of(stream::ALIGNMENT as u64) {
+        return open(device, write, offset);
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(libc::O_DIRECT)
+        .open(device);
+    let mut file = file.map_err(about(device))?;
+    file.seek(SeekFrom::Start(offset)).map_err(about(device))?;
+    Ok(file)
 }
 
 fn open(device: &str, write: bool, offset: u64) -> io::Result<File> {

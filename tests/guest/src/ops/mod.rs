@@ -18,7 +18,7 @@ use crate::{Checksum, Reply, Request};
 /// The longest request.
 const MAX_REQUEST: u64 = 64 << 10;
 /// How much is moved at a time. A multiple of 8, as [`crate::Stream`] wants it.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 256 << 10;
 
 /// A connection with a buffered reading side: the request's line may come together with data.
 pub type Client = BufReader<File>;

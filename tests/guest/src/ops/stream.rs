@@ -10,10 +10,22 @@ use rustix::net::{Shutdown, shutdown};
 use super::{CHUNK, Client, Tally};
 use crate::{Reply, Stream};
 
+/// Where buffers begin and what their length is a multiple of, for files that are read and written past
+/// the page cache.
+pub const ALIGNMENT: usize = 4096;
+
+/// A buffer of `CHUNK` bytes, aligned, in the memory of `backing`.
+fn aligned(backing: &mut Vec<u8>) -> &mut [u8] {
+    backing.resize(CHUNK + ALIGNMENT, 0);
+    let start = backing.as_ptr().align_offset(ALIGNMENT);
+    &mut backing[start..start + CHUNK]
+}
+
 /// Reads `bytes` bytes, or without that to the end.
 pub fn sink(from: &mut impl Read, bytes: Option<u64>) -> io::Result<Reply> {
     let mut tally = Tally::default();
-    let mut buffer = vec![0; CHUNK];
+    let mut backing = Vec::new();
+    let buffer = aligned(&mut backing);
     loop {
         let left = bytes.map_or(u64::MAX, |all| all - tally.bytes);
         let room = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
@@ -38,7 +50,8 @@ pub fn sink(from: &mut impl Read, bytes: Option<u64>) -> io::Result<Reply> {
 pub fn source(to: &mut impl Write, bytes: u64, seed: u64) -> io::Result<Reply> {
     let mut tally = Tally::default();
     let mut stream = Stream::new(seed);
-    let mut buffer = vec![0; CHUNK];
+    let mut backing = Vec::new();
+    let buffer = aligned(&mut backing);
     while tally.bytes < bytes {
         let n = usize::try_from(bytes - tally.bytes).unwrap_or(CHUNK);
         let chunk = &mut buffer[..n.min(CHUNK)];
