@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::lane::patience;
+use crate::lane::{note, patience};
 use crate::{artifacts, http, process, vsock};
 
 /// The host's port on which a guest reports that it is ready.
@@ -177,7 +177,7 @@ impl Vm {
         let stream = loop {
             match vsock::accept_now(&self.ready, patience()) {
                 Ok(Some(stream)) => break stream,
-                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+                Ok(None) => std::thread::sleep(Duration::from_millis(4)),
                 Err(e) => self.fail(&format!("waiting for the guest: {e}")),
             }
             if let Ok(Some(status)) = self.process.child.try_wait() {
@@ -301,11 +301,13 @@ impl Vm {
 
     /// Fails the test, with all that was heard of the VM.
     pub fn fail(&self, what: &str) -> ! {
-        panic!(
+        // At once, and not with the summary at the end: there may be no end.
+        note(&format!(
             "{what}\n--- console ---\n{}\n--- bulkhead-vmm ---\n{}\n---",
             tail(&self.console()),
             tail(&self.stderr())
-        );
+        ));
+        panic!("{what}");
     }
 }
 

@@ -168,6 +168,7 @@ impl Outer {
                 "-append",
                 "console=ttyS0 loglevel=3 panic=-1 oops=panic mitigations=off",
             ])
+            .args(extra_arguments())
             .stdin(initramfs)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -202,6 +203,13 @@ impl Outer {
             }
         }
     }
+}
+
+/// What `BULKHEAD_OUTER_QEMU` adds to QEMU's command line, to look into the machine:
+/// `-monitor unix:/tmp/monitor,server,nowait`.
+fn extra_arguments() -> Vec<String> {
+    let extra = std::env::var("BULKHEAD_OUTER_QEMU").unwrap_or_default();
+    extra.split_whitespace().map(str::to_owned).collect()
 }
 
 /// A QEMU process, killed when dropped.
