@@ -33,10 +33,13 @@ fn machine_when_it_has_many_cpus_then_programs_run_on_all() {
 
 #[test]
 fn registers_when_processes_are_preempted_then_avx_state_survives() {
-    // The faithful lane emulates each of these additions.
-    let iterations = Lane::pick(60_000_000, 1_000_000);
+    // QEMU's SVM lets a guest set XCR0 unseen, so that KVM tells it a wrong size for XSAVE's area, and
+    // its kernel does without.
+    if Lane::is_not(Lane::Own, "guests have no XSAVE on an emulated SVM") {
+        return;
+    }
     let guest = Guest::boot(Setup::test_guest());
-    let avx = json!({"op": "avx", "processes": 3, "iterations": iterations});
+    let avx = json!({"op": "avx", "processes": 3, "iterations": 60_000_000});
     assert_eq!(guest.ask(avx).count, 3);
 }
 
