@@ -53,6 +53,6 @@ pub fn patience() -> Duration {
     let seconds = env::var("BULKHEAD_TEST_TIMEOUT")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(300);
+        .unwrap_or(1200);
     Duration::from_secs(seconds)
 }
