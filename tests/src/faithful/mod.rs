@@ -166,7 +166,11 @@ impl Outer {
             .args(["-initrd", "/dev/stdin"])
             .args([
                 "-append",
-                "console=ttyS0 loglevel=3 panic=-1 oops=panic mitigations=off",
+                // On a busy host the machine's clocks drift apart: the kernel would take the TSC for
+                // broken, and its next choice is so slow to read here that timer interrupts, which
+                // read it, come faster than they are served, for ever.
+                "console=ttyS0 loglevel=3 panic=-1 oops=panic mitigations=off \
+                 tsc=reliable clocksource=tsc highres=off",
             ])
             .args(extra_arguments())
             .stdin(initramfs)
