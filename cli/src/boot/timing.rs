@@ -35,15 +35,16 @@ pub fn print(end: &End, format: Format) -> io::Result<()> {
     let steps = steps(end);
     let uname = rustix::system::uname();
     let host_kernel = format!(
-        "{} {} {}",
+        "{} {} {} {}",
         uname.sysname().to_string_lossy(),
         uname.release().to_string_lossy(),
+        uname.version().to_string_lossy(),
         uname.machine().to_string_lossy()
     );
     let guest_kernel = end.info.as_ref().map(|info| {
         format!(
-            "{} {} {}",
-            info.kernel.sysname, info.kernel.release, info.kernel.machine
+            "{} {} {} {}",
+            info.kernel.sysname, info.kernel.release, info.kernel.version, info.kernel.machine
         )
     });
     let total_ns = steps.last().map_or(0, |step| step.end_ns);
