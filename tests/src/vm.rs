@@ -44,7 +44,10 @@ impl Setup {
 
     /// A VM whose PID 1 is the test guest.
     pub fn test_guest() -> Self {
-        Self::bare().root(&artifacts::test_image())
+        // Warnings are shown: they cost nothing where there are none.
+        Self::bare()
+            .root(&artifacts::test_image())
+            .cmdline("loglevel=5")
     }
 
     /// A VM whose PID 1 is the agent.
@@ -302,10 +305,15 @@ impl Vm {
     /// Fails the test, with all that was heard of the VM.
     pub fn fail(&self, what: &str) -> ! {
         // At once, and not with the summary at the end: there may be no end.
+        let metrics = match self.try_control("GET", "/v1/metrics", None) {
+            Ok((_, metrics)) => metrics.to_string(),
+            // The process may be gone, and then its end says more.
+            Err(e) => e.to_string(),
+        };
         note(&format!(
-            "{what}\n--- console ---\n{}\n--- bulkhead-vmm ---\n{}\n---",
+            "{what}\n--- console ---\n{}\n--- bulkhead-vmm ---\n{}\n--- metrics ---\n{metrics}\n---",
             tail(&self.console()),
-            tail(&self.stderr())
+            tail(&self.stderr()),
         ));
         panic!("{what}");
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bulkhead_tests::faithful::{Carried, Ended, Outer, print_prefixed};
 
 /// Environment variables that name files the tests use.
-const CARRIED: [&str; 7] = [
+const CARRIED: [&str; 8] = [
     "BULKHEAD",
     "BULKHEAD_VMM",
     "BULKHEAD_KERNEL",
@@ -19,9 +19,15 @@ const CARRIED: [&str; 7] = [
     "BULKHEAD_TEST_IMAGE",
     "BULKHEAD_TEST_INITRAMFS",
     "BULKHEAD_CLOUD_KERNEL",
+    "BULKHEAD_FIRECRACKER",
 ];
 /// Environment variables handed on as they are.
-const HANDED_ON: [&str; 3] = ["RUST_BACKTRACE", "RUST_LOG", "RUST_TEST_THREADS"];
+const HANDED_ON: [&str; 4] = [
+    "BULKHEAD_TEST_TIMEOUT",
+    "RUST_BACKTRACE",
+    "RUST_LOG",
+    "RUST_TEST_THREADS",
+];
 
 fn main() -> ExitCode {
     match run() {
@@ -46,7 +52,8 @@ fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
             .ok_or("BULKHEAD_OUTER_KERNEL names no folder; `make test-faithful` sets it")?,
         init: env::current_exe()?.with_file_name("outer-init"),
         memory_mib: number("BULKHEAD_OUTER_MEMORY_MIB", 4096)?,
-        cpus: number("BULKHEAD_OUTER_CPUS", 2)?,
+        // Guests run on all but the first; see `outer-init`.
+        cpus: number("BULKHEAD_OUTER_CPUS", 3)?,
         timeout: Duration::from_secs(number("BULKHEAD_FAITHFUL_TIMEOUT", 2700)?.into()),
     };
     let carried: Vec<Carried> = CARRIED

@@ -9,6 +9,7 @@ use std::process::{Command, ExitStatus};
 
 use bulkhead_tests::faithful::{EXIT_BASE, EXIT_MAX, EXIT_PORT, read_plan};
 use bulkhead_tests::net;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{WaitOptions, wait};
 
@@ -50,6 +51,8 @@ fn run() -> io::Result<u8> {
             .map_err(|e| io::Error::other(format!("cannot load {module}: {e}")))?;
     }
     net::set_up("lo")?;
+    leave_processor_0()?;
+    let _idle = IdleVm::new()?;
     println!("outer-init: {} is ready", release());
 
     let (program, arguments) = plan
@@ -72,6 +75,45 @@ fn run() -> io::Result<u8> {
             return Ok(code(ExitStatus::from_raw(status.as_raw())));
         }
     }
+}
+
+/// A VM that never runs, kept for as long as there are others.
+///
+/// KVM rewrites code of the kernel, in the scheduler too, when its first VM is made, when its last one
+/// is gone, and as processors with a disabled local APIC come and go. QEMU's threads may keep running
+/// the breakpoints that stand in such places meanwhile (a translation made while the code changes is
+/// not thrown away), and then a processor hits one over and over, for ever. With this VM, nothing has
+/// to be rewritten.
+struct IdleVm {
+    _vm: VmFd,
+    _vcpu: VcpuFd,
+}
+
+impl IdleVm {
+    fn new() -> io::Result<Self> {
+        let vm = Kvm::new()?.create_vm()?;
+        vm.create_irq_chip()?;
+        let vcpu = vm.create_vcpu(0)?;
+        Ok(IdleVm {
+            _vm: vm,
+            _vcpu: vcpu,
+        })
+    }
+}
+
+/// Keeps this process, and so every process of the machine, off processor 0, if there are others.
+///
+/// QEMU (7.2 to 10.0 at least) emulates the chipset's reaction to FXRSTOR, on whichever processor, by
+/// changing flags of processor 0, not atomically; among these flags are the ones that say whether it
+/// runs a guest, and in what paging mode. A guest on processor 0 so dies of a triple fault, or takes
+/// the state of its host for its own, after some 10^5 entries.
+fn leave_processor_0() -> io::Result<()> {
+    let mut allowed = rustix::thread::sched_getaffinity(None)?;
+    if allowed.count() > 1 {
+        allowed.unset(0);
+        rustix::thread::sched_setaffinity(None, &allowed)?;
+    }
+    Ok(())
 }
 
 /// A program killed by a signal has failed with a status that no test runner uses.

@@ -166,11 +166,10 @@ impl Outer {
             .args(["-initrd", "/dev/stdin"])
             .args([
                 "-append",
-                // On a busy host the machine's clocks drift apart: the kernel would take the TSC for
-                // broken, and its next choice is so slow to read here that timer interrupts, which
-                // read it, come faster than they are served, for ever.
+                // On a busy host the machine's clocks drift apart; the kernel would take the TSC for
+                // broken, and its next choice is slow to read here.
                 "console=ttyS0 loglevel=3 panic=-1 oops=panic mitigations=off \
-                 tsc=reliable clocksource=tsc highres=off",
+                 tsc=reliable clocksource=tsc",
             ])
             .args(extra_arguments())
             .stdin(initramfs)
