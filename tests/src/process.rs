@@ -31,15 +31,25 @@ pub fn allow_many_files() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// Bytes of host memory behind the guest memory of VMM `pid`: what the guest has touched and not
-/// given back.
+/// Bytes of host memory behind the guest memory of VMM `pid`, as far as it is this guest's alone: what
+/// it has touched and not given back, without what it has in common with its kernel's file.
 pub fn guest_memory_bytes(pid: u32) -> io::Result<u64> {
+    let file = guest_memory_file(pid)?;
+    let over_it: u64 = mappings(&fs::read_to_string(format!("/proc/{pid}/smaps"))?)
+        .iter()
+        .filter(|mapping| mapping.of == Of::OverGuestMemory)
+        .map(|mapping| mapping.anonymous)
+        .sum();
+    Ok(fs::metadata(file)?.blocks() * 512 + over_it)
+}
+
+fn guest_memory_file(pid: u32) -> io::Result<PathBuf> {
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let path = entry?.path();
         let is_it = fs::read_link(&path)
             .is_ok_and(|target| target.to_string_lossy().starts_with(GUEST_MEMORY));
         if is_it {
-            return Ok(fs::metadata(path)?.blocks() * 512);
+            return Ok(path);
         }
     }
     Err(io::Error::new(
@@ -51,27 +61,78 @@ pub fn guest_memory_bytes(pid: u32) -> io::Result<u64> {
 /// Proportional set size of process `pid` without its guest memory, in bytes.
 pub fn pss_without_guest_memory(pid: u32) -> io::Result<u64> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
-    Ok(sum_pss(&smaps))
+    Ok(mappings(&smaps)
+        .iter()
+        .filter(|mapping| mapping.of == Of::Process)
+        .map(|mapping| mapping.pss)
+        .sum())
 }
 
-fn sum_pss(smaps: &str) -> u64 {
-    let mut total = 0;
-    let mut counts = true;
+/// What a mapping belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    /// The VMM itself.
+    Process,
+    /// The guest: its memory's file.
+    GuestMemory,
+    /// The guest: a file, such as its kernel, in the middle of its memory.
+    OverGuestMemory,
+}
+
+/// A mapping of a process; sizes in bytes.
+#[derive(Debug)]
+struct Mapping {
+    of: Of,
+    /// Where offset 0 of its file would be.
+    start_of_file: u64,
+    pss: u64,
+    anonymous: u64,
+}
+
+fn hex(text: Option<&str>) -> u64 {
+    text.and_then(|text| u64::from_str_radix(text, 16).ok())
+        .unwrap_or(0)
+}
+
+/// The mappings that `smaps` tells of.
+fn mappings(smaps: &str) -> Vec<Mapping> {
+    let mut mappings: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
         // A mapping starts with its addresses; the lines about it have a name and a colon.
-        let first = line.split_whitespace().next().unwrap_or_default();
         if !first.ends_with(':') {
-            counts = !line.contains(GUEST_MEMORY);
-        } else if first == "Pss:" && counts {
-            let kib: u64 = line
-                .split_whitespace()
-                .nth(1)
-                .and_then(|n| n.parse().ok())
-                .unwrap_or(0);
-            total += kib << 10;
+            let start = hex(first.split('-').next());
+            let offset = hex(words.nth(1));
+            let mut of = Of::Process;
+            if line.contains(GUEST_MEMORY) {
+                of = Of::GuestMemory;
+                // Between two parts of one mapping lies what has taken the place of a third.
+                let start_of_file = start.wrapping_sub(offset);
+                if let Some(at) = mappings.iter().rposition(|before| {
+                    before.of == Of::GuestMemory && before.start_of_file == start_of_file
+                }) {
+                    for mapping in &mut mappings[at + 1..] {
+                        mapping.of = Of::OverGuestMemory;
+                    }
+                }
+            }
+            mappings.push(Mapping {
+                of,
+                start_of_file: start.wrapping_sub(offset),
+                pss: 0,
+                anonymous: 0,
+            });
+        } else if let Some(mapping) = mappings.last_mut() {
+            let kib: u64 = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            match first {
+                "Pss:" => mapping.pss = kib << 10,
+                "Anonymous:" => mapping.anonymous = kib << 10,
+                _ => {}
+            }
         }
     }
-    total
+    mappings
 }
 
 /// Whether process `pid` exists and is not a zombie.
@@ -103,19 +164,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sum_pss_when_guest_memory_is_mapped_then_it_does_not_count() {
+    fn mappings_when_of_guest_memory_are_told_from_the_process() {
         let smaps = "\
-7f00-7f01 r-xp 00000000 fe:00 1  /usr/bin/vmm
+7f001000-7f002000 r-xp 00000000 fe:00 1  /usr/bin/vmm
 Size:  40 kB
 Pss:   12 kB
 Pss_Dirty: 4 kB
 VmFlags: rd ex
-7f02-7f03 rw-s 00000000 00:01 2  /memfd:guest-memory (deleted)
+7f010000-7f020000 rw-s 00000000 00:01 2  /memfd:guest-memory (deleted)
 Pss:   9999 kB
-7f04-7f05 rw-p 00000000 00:00 0
+7f020000-7f028000 rw-p 00200000 fe:00 3  /vmlinux
+Pss:   7 kB
+Anonymous: 4 kB
+7f028000-7f030000 rw-s 00018000 00:01 2  /memfd:guest-memory (deleted)
+Pss:   8888 kB
+7f030000-7f040000 rw-p 00000000 00:00 0
 Pss:   3 kB
+7f040000-7f050000 rw-s 00020000 00:01 2  /memfd:guest-memory (deleted)
+Pss:   7777 kB
 ";
-        assert_eq!(sum_pss(smaps), 15 << 10);
+        let found: Vec<_> = mappings(smaps)
+            .iter()
+            .map(|m| (m.of, m.pss >> 10, m.anonymous >> 10))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (Of::Process, 12, 0),
+                (Of::GuestMemory, 9999, 0),
+                (Of::OverGuestMemory, 7, 4),
+                (Of::GuestMemory, 8888, 0),
+                (Of::Process, 3, 0),
+                (Of::GuestMemory, 7777, 0),
+            ]
+        );
     }
 
     #[test]

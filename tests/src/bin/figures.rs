@@ -1,8 +1,13 @@
 //! Measures what the tests must not assert: how long things take. Prints medians as a table.
 //!
-//! `figures [N]` measures N times (5 if not said). Run by `make figures`, in both lanes.
+//! `figures [N]` measures N times (5 if not said). Run by `make figures`, in both lanes. If
+//! `BULKHEAD_FIRECRACKER` names a static `firecracker`, it boots the same kernel and initramfs, in turn
+//! with us.
 
+use std::fs;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bulkhead_test_guest::REBOOT_PARAMETER;
@@ -31,11 +36,13 @@ fn main() {
         );
         measure("the agent: 2 vCPUs, the same", runs, || agent(2));
     });
-    measure(
-        "a one-program initramfs: 1 vCPU, 128 MiB",
-        runs,
-        one_program,
-    );
+    measure("a one-program initramfs: 1 vCPU, 128 MiB", runs, || {
+        let mut row = one_program();
+        if let Some(firecracker) = std::env::var_os("BULKHEAD_FIRECRACKER") {
+            row.extend(one_program_in_firecracker(&PathBuf::from(firecracker)));
+        }
+        row
+    });
 }
 
 /// Boots to the agent's ready.
@@ -93,6 +100,37 @@ fn one_program() -> Row {
     let mut vm = setup.start();
     vm.expect_exit(10);
     vec![("exec to exit, ms", ms(start.elapsed()))]
+}
+
+/// The same, in another VMM, with the parameters that it would be given for this.
+fn one_program_in_firecracker(firecracker: &Path) -> Row {
+    let config = json!({
+        "boot-source": {
+            "kernel_image_path": artifacts::kernel(),
+            "initrd_path": artifacts::test_initramfs(),
+            "boot_args": format!("quiet reboot=k panic=-1 8250.nr_uarts=0 {REBOOT_PARAMETER}"),
+        },
+        "drives": [],
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},
+    });
+    let file = std::env::temp_dir().join(format!("firecracker-{}.json", std::process::id()));
+    fs::write(&file, config.to_string()).expect("write the configuration");
+    let start = Instant::now();
+    let output = Command::new(firecracker)
+        .args(["--no-api", "--no-seccomp", "--level", "Error"])
+        .arg("--config-file")
+        .arg(&file)
+        .stdin(Stdio::null())
+        .output()
+        .expect("run firecracker");
+    let took = start.elapsed();
+    let _ = fs::remove_file(file);
+    // Where it cannot run a guest, how long that took is of no interest.
+    let ran = output.status.success();
+    vec![(
+        "Firecracker, exec to exit, ms",
+        if ran { ms(took) } else { f64::NAN },
+    )]
 }
 
 fn ms(duration: Duration) -> f64 {

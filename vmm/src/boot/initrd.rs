@@ -1,13 +1,14 @@
 //! Loads an initial RAM disk to the top of the guest's low memory.
 
 use std::fs::{self, File};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bulkhead_devices::GuestMemory;
 use vm_memory::{Address, GuestAddress};
 
-use super::kernel::{LoadedKernel, low_memory_end, read_into_guest};
+use super::kernel::{LoadedKernel, low_memory_end};
+use super::place::place;
 
 const PAGE_SIZE: u64 = 4096;
 /// What x86-64 kernels say in their setup header, for those that come without one.
@@ -88,7 +89,7 @@ pub fn load(
 
 fn load_from(
     memory: &GuestMemory,
-    mut file: &File,
+    file: &File,
     kernel: &LoadedKernel,
 ) -> Result<Initrd, InitrdProblem> {
     let size = file.metadata()?.len();
@@ -110,8 +111,7 @@ fn load_from(
             room_mib: top.saturating_sub(bottom) >> 20,
         })?;
     let start = GuestAddress(start);
-    file.seek(SeekFrom::Start(0))?;
-    read_into_guest(file, size, memory, start)?;
+    place(file, 0, size, memory, start)?;
     Ok(Initrd { start, size })
 }
 

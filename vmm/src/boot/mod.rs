@@ -14,4 +14,5 @@ pub mod kernel;
 pub mod layout;
 pub mod mptable;
 pub mod params;
+mod place;
 pub mod registers;

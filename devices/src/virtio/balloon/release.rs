@@ -14,7 +14,8 @@ pub const PAGE_SIZE: u64 = 4096;
 /// What became of a range.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Released {
-    /// Bytes that are with the host now, and read as zeros until the guest writes there.
+    /// Bytes that are with the host now. What was in them is lost: zeros are read there, or what the
+    /// guest was loaded with, until the guest writes.
     pub bytes: u64,
     /// Bytes that the host was asked to take and did not.
     pub failed: u64,
@@ -66,11 +67,26 @@ fn release_in(region: &GuestRegionMmap<()>, offset: u64, len: u64) -> io::Result
     // SAFETY: the range lies within the mapping that `region` owns, by the caller's contract. It is
     // guest memory, whose contents the guest has given up and nobody holds references into: the VMM
     // only ever accesses it as volatile.
-    let result = unsafe { libc::madvise(host.cast(), len as usize, advice) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
+    let give_up = |at: u64, len: u64, advice| {
+        let result = unsafe { libc::madvise(host.add(at as usize).cast(), len as usize, advice) };
+        match result {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    match give_up(0, len, advice) {
+        // Some of the range is no longer the file's: the VMM maps what it loads from files, like the
+        // kernel, over it, private.
+        Err(e) if shared && e.raw_os_error() == Some(libc::EACCES) => (0..len)
+            .step_by(PAGE_SIZE as usize)
+            .try_for_each(|page| match give_up(page, PAGE_SIZE, advice) {
+                Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
+                    give_up(page, PAGE_SIZE, libc::MADV_DONTNEED)
+                }
+                result => result,
+            }),
+        result => result,
     }
-    Ok(())
 }
 
 /// Sorts page numbers and calls `each` with the start and the length, in bytes, of every run of
@@ -91,7 +107,7 @@ pub fn for_runs(pages: &mut [u32], mut each: impl FnMut(u64, u64)) {
 pub(super) mod tests {
     use super::*;
     use std::fs::File;
-    use std::os::fd::FromRawFd;
+    use std::os::fd::{AsRawFd, FromRawFd};
     use std::os::unix::fs::MetadataExt;
     use vm_memory::{Bytes, FileOffset, GuestAddress};
 
@@ -135,6 +151,35 @@ pub(super) mod tests {
         assert_eq!(resident(&file), 0x2_0000 - 0x3000);
         let zeros: Vec<u64> = (0..16).filter(|n| is_zero(&memory, *n)).collect();
         assert_eq!(zeros, [2, 3, 4]);
+    }
+
+    #[test]
+    fn pages_mapped_over_shared_memory_are_dropped() {
+        let (memory, file) = shared_memory(0x1_0000, (0x10_0000, 0x1_0000));
+        let mut loaded = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut loaded, &[7; 0x2000]).unwrap();
+        let host = memory.get_host_address(GuestAddress(0x3000)).unwrap();
+        // SAFETY: two whole pages of the mapping made above, which nothing refers to.
+        let mapping = unsafe {
+            libc::mmap(
+                host.cast(),
+                0x2000,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED,
+                loaded.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(mapping, libc::MAP_FAILED);
+        memory
+            .write_slice(&[9; 0x2000], GuestAddress(0x3000))
+            .unwrap();
+        let released = release(&memory, 0x2000, 0x4000);
+        assert_eq!((released.bytes, released.failed), (0x4000, 0));
+        // Those two pages had their place in the file all along.
+        assert_eq!(resident(&file), 0x2_0000 - 0x2000);
+        let first = |page: u64| -> u8 { memory.read_obj(GuestAddress(page * PAGE_SIZE)).unwrap() };
+        assert_eq!([1, 2, 3, 4, 5, 6].map(first), [1, 0, 7, 7, 0, 1]);
     }
 
     #[test]

@@ -27,7 +27,6 @@ pub use error::{LoadError, Problem};
 pub use payload::Compression;
 
 pub(super) use elf::low_memory_end;
-pub(super) use source::read_into_guest;
 
 use source::FileSource;
 
