@@ -92,6 +92,13 @@ pub fn set_up(name: &str) -> io::Result<()> {
     ioctl_interface(libc::SIOCSIFFLAGS as libc::c_ulong, &mut request)
 }
 
+/// Sets the MTU of the interface `name`, in bytes.
+pub fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_mtu = mtu.into();
+    ioctl_interface(libc::SIOCSIFMTU as libc::c_ulong, &mut request)
+}
+
 fn set_address(name: &str, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
     let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
     let mut with_address = request(name)?;
