@@ -2,13 +2,9 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
-
-/// The name of the memfd that holds guest memory.
-const GUEST_MEMORY: &str = "/memfd:guest-memory";
 
 /// Has the process that `command` starts killed when the thread that starts it ends, however it
 /// ends.
@@ -31,67 +27,35 @@ pub fn allow_many_files() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// Bytes of host memory behind the guest memory of VMM `pid`, as far as it is this guest's alone: what
-/// it has touched and not given back, without what it has in common with its kernel's file.
+/// Bytes of host memory that the guest memory of VMM `pid` costs: what the guest has touched and not
+/// given back, and its share of what it has in common with others.
 pub fn guest_memory_bytes(pid: u32) -> io::Result<u64> {
-    let file = guest_memory_file(pid)?;
-    let over_it: u64 = mappings(&fs::read_to_string(format!("/proc/{pid}/smaps"))?)
-        .iter()
-        .filter(|mapping| mapping.of == Of::OverGuestMemory)
-        .map(|mapping| mapping.anonymous)
-        .sum();
-    Ok(fs::metadata(file)?.blocks() * 512 + over_it)
-}
-
-fn guest_memory_file(pid: u32) -> io::Result<PathBuf> {
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        let path = entry?.path();
-        let is_it = fs::read_link(&path)
-            .is_ok_and(|target| target.to_string_lossy().starts_with(GUEST_MEMORY));
-        if is_it {
-            return Ok(path);
-        }
-    }
-    Err(io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("process {pid} has no {GUEST_MEMORY}"),
-    ))
+    sum_pss(pid, |mapping| mapping.is_guest)
 }
 
 /// Proportional set size of process `pid` without its guest memory, in bytes.
 pub fn pss_without_guest_memory(pid: u32) -> io::Result<u64> {
+    sum_pss(pid, |mapping| !mapping.is_guest)
+}
+
+fn sum_pss(pid: u32, which: impl Fn(&Mapping) -> bool) -> io::Result<u64> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
-    Ok(mappings(&smaps)
-        .iter()
-        .filter(|mapping| mapping.of == Of::Process)
-        .map(|mapping| mapping.pss)
-        .sum())
+    let mappings = mappings(&smaps);
+    // Whatever is told of it, a VMM has some.
+    if !mappings.iter().any(|mapping| mapping.is_guest) {
+        let message = format!("process {pid} has no guest memory");
+        return Err(io::Error::new(io::ErrorKind::NotFound, message));
+    }
+    Ok(mappings.iter().filter(|m| which(m)).map(|m| m.pss).sum())
 }
 
-/// What a mapping belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Of {
-    /// The VMM itself.
-    Process,
-    /// The guest: its memory's file.
-    GuestMemory,
-    /// The guest: a file, such as its kernel, in the middle of its memory.
-    OverGuestMemory,
-}
-
-/// A mapping of a process; sizes in bytes.
-#[derive(Debug)]
+/// A mapping of a process.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Mapping {
-    of: Of,
-    /// Where offset 0 of its file would be.
-    start_of_file: u64,
+    /// Whether it is guest memory, and not the VMM's own.
+    is_guest: bool,
+    /// Its proportional set size in bytes.
     pss: u64,
-    anonymous: u64,
-}
-
-fn hex(text: Option<&str>) -> u64 {
-    text.and_then(|text| u64::from_str_radix(text, 16).ok())
-        .unwrap_or(0)
 }
 
 /// The mappings that `smaps` tells of.
@@ -102,34 +66,24 @@ fn mappings(smaps: &str) -> Vec<Mapping> {
         let first = words.next().unwrap_or_default();
         // A mapping starts with its addresses; the lines about it have a name and a colon.
         if !first.ends_with(':') {
-            let start = hex(first.split('-').next());
-            let offset = hex(words.nth(1));
-            let mut of = Of::Process;
-            if line.contains(GUEST_MEMORY) {
-                of = Of::GuestMemory;
-                // Between two parts of one mapping lies what has taken the place of a third.
-                let start_of_file = start.wrapping_sub(offset);
-                if let Some(at) = mappings.iter().rposition(|before| {
-                    before.of == Of::GuestMemory && before.start_of_file == start_of_file
-                }) {
-                    for mapping in &mut mappings[at + 1..] {
-                        mapping.of = Of::OverGuestMemory;
-                    }
-                }
+            mappings.push(Mapping::default());
+            continue;
+        }
+        let Some(mapping) = mappings.last_mut() else {
+            continue;
+        };
+        match first {
+            "Pss:" => {
+                let kib: u64 = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+                mapping.pss = kib << 10;
             }
-            mappings.push(Mapping {
-                of,
-                start_of_file: start.wrapping_sub(offset),
-                pss: 0,
-                anonymous: 0,
-            });
-        } else if let Some(mapping) = mappings.last_mut() {
-            let kib: u64 = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
-            match first {
-                "Pss:" => mapping.pss = kib << 10,
-                "Anonymous:" => mapping.anonymous = kib << 10,
-                _ => {}
+            // Of all that a VMM maps, only the guest's memory is to be left out of a core dump; the
+            // kernel's own pages in it (vvar) are marked as I/O, too.
+            "VmFlags:" => {
+                let flags: Vec<&str> = words.collect();
+                mapping.is_guest = flags.contains(&"dd") && !flags.contains(&"io");
             }
+            _ => {}
         }
     }
     mappings
@@ -170,34 +124,21 @@ mod tests {
 Size:  40 kB
 Pss:   12 kB
 Pss_Dirty: 4 kB
-VmFlags: rd ex
-7f010000-7f020000 rw-s 00000000 00:01 2  /memfd:guest-memory (deleted)
+VmFlags: rd ex mr
+7f010000-7f020000 rw-p 00000000 00:00 0
 Pss:   9999 kB
-7f020000-7f028000 rw-p 00200000 fe:00 3  /vmlinux
-Pss:   7 kB
-Anonymous: 4 kB
-7f028000-7f030000 rw-s 00018000 00:01 2  /memfd:guest-memory (deleted)
-Pss:   8888 kB
+VmFlags: rd wr mr nr dd hg
 7f030000-7f040000 rw-p 00000000 00:00 0
 Pss:   3 kB
-7f040000-7f050000 rw-s 00020000 00:01 2  /memfd:guest-memory (deleted)
-Pss:   7777 kB
+VmFlags: rd wr
 ";
-        let found: Vec<_> = mappings(smaps)
-            .iter()
-            .map(|m| (m.of, m.pss >> 10, m.anonymous >> 10))
-            .collect();
-        assert_eq!(
-            found,
-            [
-                (Of::Process, 12, 0),
-                (Of::GuestMemory, 9999, 0),
-                (Of::OverGuestMemory, 7, 4),
-                (Of::GuestMemory, 8888, 0),
-                (Of::Process, 3, 0),
-                (Of::GuestMemory, 7777, 0),
-            ]
-        );
+        let mapping = |is_guest, kib: u64| Mapping {
+            is_guest,
+            pss: kib << 10,
+        };
+        let expected = [mapping(false, 12), mapping(true, 9999), mapping(false, 3)];
+        assert_eq!(mappings(smaps), expected);
+        sum_pss(std::process::id(), |_| true).expect_err("this is not a VMM");
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::cpu::msrs::{self, MsrError};
 use crate::event_loop::{EventLoop, Signals, watch, watch_source};
 use crate::exit::{ExitSlot, VmExit};
 use crate::host::{self, HostError};
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, Backing, MemoryError};
 use crate::timing::{self, StartTimes};
 use crate::vcpu::{ExitCounts, RunControl, Vcpu};
 
@@ -147,7 +147,7 @@ impl Machine {
         if assisted {
             assist::prepare_vm(&vm);
         }
-        let memory = Arc::new(memory::allocate(config.memory_mib)?);
+        let memory = Arc::new(memory::allocate(config.memory_mib, Backing::preferred())?);
         memory::register(&vm, &memory)?;
         times.memory_ns = timing::now();
 

@@ -1,4 +1,4 @@
-//! Guest memory: one memfd, mapped shared, around the hole below 4 GiB where devices live.
+//! Guest memory: one memfd, or anonymous, around the hole below 4 GiB where devices live.
 
 use std::fs::File;
 use std::io;
@@ -32,38 +32,137 @@ pub enum MemoryError {
     Kvm(#[from] kvm_ioctls::Error),
 }
 
-/// Maps `mib` MiB of guest memory. Nothing is touched yet: pages come as the guest uses them.
-pub fn allocate(mib: u64) -> Result<GuestMemory, MemoryError> {
-    let size = mib << 20;
-    let failed = |source| MemoryError::Allocate { mib, source };
-    // A memfd and not anonymous memory, because a second process (a vhost-user back end, a snapshot)
-    // can then share it, and because holes punched in it give memory back to the host.
-    // SAFETY: the name is a valid C string; a non-negative result is a descriptor that we then own.
-    let file = unsafe {
-        let fd = libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC);
-        if fd < 0 {
-            return Err(failed(io::Error::last_os_error()));
-        }
-        File::from_raw_fd(fd)
-    };
-    file.set_len(size).map_err(failed)?;
+/// What is behind guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// Memory of this process alone.
+    Anonymous,
+    /// A memfd, which a second process (a vhost-user back end, a snapshot) can map as well.
+    Memfd,
+}
 
-    let mut ranges = Vec::with_capacity(2);
-    let mut offset = 0;
-    for (start, len) in ranges_around_the_hole(size) {
-        let file = file.try_clone().map_err(failed)?;
-        ranges.push((
-            GuestAddress(start),
-            len as usize,
-            Some(FileOffset::new(file, offset)),
-        ));
-        offset += len;
+impl Backing {
+    /// The one for which this host has huge pages: with them the guest's first touch of each 2 MiB is
+    /// one fault and not 512, and its addresses are translated in one step less ever after. A memfd if
+    /// that makes no difference. Few hosts give huge pages to memfds as they are installed.
+    pub fn preferred() -> Self {
+        let chosen = |setting| {
+            let text = std::fs::read_to_string(format!("{HUGE_PAGES}/{setting}"));
+            chosen(&text.unwrap_or_default()).map(str::to_owned)
+        };
+        Self::preferred_for(
+            chosen("enabled").as_deref(),
+            chosen("shmem_enabled").as_deref(),
+        )
     }
-    let memory = GuestMemory::from_ranges_with_files(ranges)?;
+
+    fn preferred_for(anonymous: Option<&str>, memfd: Option<&str>) -> Self {
+        match (anonymous, memfd) {
+            (Some("always" | "madvise"), None | Some("never" | "deny")) => Backing::Anonymous,
+            _ => Backing::Memfd,
+        }
+    }
+}
+
+/// Where a host says what it gives huge pages to (Linux `admin-guide/mm/transhuge.rst`).
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage";
+
+/// The word in brackets.
+fn chosen(setting: &str) -> Option<&str> {
+    setting
+        .split_once('[')?
+        .1
+        .split_once(']')
+        .map(|(word, _)| word)
+}
+
+/// Maps `mib` MiB of guest memory. Nothing is touched yet: pages come as the guest uses them.
+pub fn allocate(mib: u64, backing: Backing) -> Result<GuestMemory, MemoryError> {
+    let size = mib << 20;
+    let ranges = ranges_around_the_hole(size);
+    let memory = match backing {
+        Backing::Anonymous => {
+            let ranges: Vec<_> = ranges
+                .into_iter()
+                .map(|(start, len)| (GuestAddress(start), len as usize))
+                .collect();
+            let _room = align_next_mapping(ranges[0].1);
+            GuestMemory::from_ranges(&ranges)?
+        }
+        Backing::Memfd => {
+            let failed = |source| MemoryError::Allocate { mib, source };
+            let file = memfd(size).map_err(failed)?;
+            let mut offset = 0;
+            let mut with_files = Vec::with_capacity(ranges.len());
+            for (start, len) in ranges {
+                let file = file.try_clone().map_err(failed)?;
+                let at = Some(FileOffset::new(file, offset));
+                with_files.push((GuestAddress(start), len as usize, at));
+                offset += len;
+            }
+            GuestMemory::from_ranges_with_files(with_files)?
+        }
+    };
     for region in memory.iter() {
         advise(region);
     }
     Ok(memory)
+}
+
+/// Address space that is taken so that the next mapping starts where a huge page can.
+struct Filler {
+    start: *mut libc::c_void,
+    len: usize,
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that was made for this, which nobody knows of.
+        unsafe { libc::munmap(self.start, self.len) };
+    }
+}
+
+/// Sees to it that a mapping of `len` bytes, made while the result lives, is aligned as the guest's
+/// physical addresses are: otherwise KVM cannot map a huge page of the host's as one of the guest's.
+/// Newer kernels do this by themselves. Where it fails, small pages work, too.
+fn align_next_mapping(len: usize) -> Option<Filler> {
+    let map = |len| {
+        // SAFETY: a new mapping, in a place that the kernel chooses.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        (start != libc::MAP_FAILED).then_some(Filler { start, len })
+    };
+    // The kernel looks for room from the top down, and will find this place again, or the one below
+    // what is taken of it.
+    let found = map(len)?.start as usize;
+    match found % HUGE_PAGE {
+        0 => None,
+        beyond => map(beyond),
+    }
+}
+
+/// Bytes in a huge page of x86-64.
+const HUGE_PAGE: usize = 2 << 20;
+
+fn memfd(size: u64) -> io::Result<File> {
+    // SAFETY: the name is a valid C string; a non-negative result is a descriptor that we then own.
+    let file = unsafe {
+        let fd = libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        File::from_raw_fd(fd)
+    };
+    file.set_len(size)?;
+    Ok(file)
 }
 
 /// Guest start and length in bytes of each region of `size` bytes of memory.
@@ -142,8 +241,59 @@ mod tests {
     }
 
     #[test]
+    fn backing_is_the_one_with_huge_pages_and_else_one_that_can_be_shared() {
+        use Backing::{Anonymous, Memfd};
+        for (anonymous, memfd, backing) in [
+            (
+                "always [madvise] never",
+                "always advise [never] deny force",
+                Anonymous,
+            ),
+            (
+                "[always] madvise never",
+                "always advise never [deny] force",
+                Anonymous,
+            ),
+            (
+                "always [madvise] never",
+                "always [advise] never deny force",
+                Memfd,
+            ),
+            (
+                "[always] madvise never",
+                "always [within_size] never",
+                Memfd,
+            ),
+            (
+                "always madvise [never]",
+                "always advise [never] deny force",
+                Memfd,
+            ),
+            ("[always] madvise never", "", Anonymous),
+            ("", "", Memfd),
+        ] {
+            let preferred = Backing::preferred_for(chosen(anonymous), chosen(memfd));
+            assert_eq!(preferred, backing, "{anonymous} / {memfd}");
+        }
+    }
+
+    #[test]
+    fn anonymous_memory_is_aligned_for_huge_pages_and_private() {
+        for mib in [64, 3 * 1024 + 64] {
+            let memory = allocate(mib, Backing::Anonymous).expect("memory");
+            for region in memory.iter() {
+                assert!(region.file_offset().is_none());
+                let host = region
+                    .get_host_address(MemoryRegionAddress(0))
+                    .expect("host");
+                assert_eq!(host as usize % HUGE_PAGE, 0, "{mib} MiB");
+            }
+        }
+    }
+
+    #[test]
     fn memory_above_the_hole_is_its_own_and_the_hole_is_not_memory() {
-        let memory = allocate(3 * 1024 + 2).expect("memory");
+        let memory = allocate(3 * 1024 + 2, Backing::Memfd).expect("memory");
         memory.write_obj(1u64, GuestAddress(0)).expect("low");
         memory.write_obj(2u64, GuestAddress(4 * GIB)).expect("high");
         let low: u64 = memory.read_obj(GuestAddress(0)).expect("low");

@@ -31,14 +31,14 @@ const CLEARED: [(u32, &str); 7] = [
 ///   a system call. `no_kernel_simd` (no vector code in the kernel, which nothing here knows) and
 ///   `tick_stretch=10` (ten timer ticks a second while busy, of 2000 instructions each, not a hundred)
 ///   are our patches too. Other kernels ignore all three.
-/// - `nokaslr`, `rodata=off`, `noreplace-smp`: relocating the kernel, splitting its mapping to protect
-///   it and patching its `lock` prefixes cost seconds where each instruction is emulated.
+/// - `nokaslr`, `rodata=off`: relocating the kernel and splitting its mapping to protect it cost seconds
+///   where each instruction is emulated.
 /// - `clocksource=kvm-clock`: the TSC is the host's there, and jumps when a guest is moved.
 pub fn kernel_parameters(kind: HostKind) -> String {
     match kind {
         HostKind::Hardware => String::new(),
         HostKind::SoftwareAssisted => format!(
-            "syscall_by_fault no_kernel_simd tick_stretch=10 nokaslr rodata=off noreplace-smp \
+            "syscall_by_fault no_kernel_simd tick_stretch=10 nokaslr rodata=off \
              clocksource=kvm-clock clearcpuid={}",
             CLEARED.map(|(number, _)| number.to_string()).join(",")
         ),

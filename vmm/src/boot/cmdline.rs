@@ -10,9 +10,12 @@ use super::layout::{CMDLINE, CMDLINE_MAX_SIZE, VIRTIO_MMIO_SIZE};
 
 /// Parameters for this machine, whatever the kernel. `quiet`, because each line printed costs time;
 /// `reboot=k`, because the keyboard controller's reset line is how a guest without ACPI ends;
-/// `panic=-1`, so that a panic ends it at once. The last are for our own kernel and agent, and nothing
+/// `panic=-1`, so that a panic ends it at once; `noreplace-smp`, because taking the `lock` prefixes out
+/// of a kernel with one processor writes to most of its pages, which it otherwise has in common with
+/// other VMs, and costs more time than a short life makes up for. The last two are for our own kernel and agent, and nothing
 /// to others: no `dummy0` in every network namespace, and the port to report the end at.
-pub const BASE: &str = "quiet reboot=k panic=-1 dummy.numdummies=0 bulkhead.exit_port=0x501";
+pub const BASE: &str =
+    "quiet reboot=k panic=-1 noreplace-smp dummy.numdummies=0 bulkhead.exit_port=0x501";
 
 /// Why a text cannot go on the command line.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

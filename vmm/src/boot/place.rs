@@ -114,7 +114,7 @@ mod tests {
     use std::io::Write;
     use vm_memory::Bytes;
 
-    use crate::memory;
+    use crate::memory::{self, Backing};
 
     const MEMORY_MIB: u64 = 1;
 
@@ -129,7 +129,7 @@ mod tests {
     /// how much of it is not the file's.
     fn place_and_compare(offset: usize, len: usize, address: u64) -> (GuestMemory, u64) {
         let (file, bytes) = file(40_000);
-        let memory = memory::allocate(MEMORY_MIB).expect("memory");
+        let memory = memory::allocate(MEMORY_MIB, Backing::Memfd).expect("memory");
         place(
             &file,
             offset as u64,
@@ -178,7 +178,7 @@ mod tests {
     fn guest_when_it_writes_has_its_own_copy() {
         let (file, bytes) = file(8192);
         let memories = [(); 2].map(|()| {
-            let memory = memory::allocate(MEMORY_MIB).expect("memory");
+            let memory = memory::allocate(MEMORY_MIB, Backing::Memfd).expect("memory");
             place(&file, 0, 8192, &memory, GuestAddress(0x4000)).expect("place");
             memory
         });
@@ -200,7 +200,7 @@ mod tests {
         // procfs has no mappings.
         let file = File::open("/proc/self/cmdline").expect("open");
         let expected = std::fs::read("/proc/self/cmdline").expect("read");
-        let memory = memory::allocate(MEMORY_MIB).expect("memory");
+        let memory = memory::allocate(MEMORY_MIB, Backing::Memfd).expect("memory");
         let len = expected.len().min(4096);
         assert!(!map(&file, 0, 4096, &memory, 0x1000).expect("nothing was done"));
         place(&file, 0, len as u64, &memory, GuestAddress(0x1000)).expect("place");
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn file_when_shorter_than_asked_is_an_error_where_it_is_copied() {
         let (file, _) = file(100);
-        let memory = memory::allocate(MEMORY_MIB).expect("memory");
+        let memory = memory::allocate(MEMORY_MIB, Backing::Memfd).expect("memory");
         place(&file, 0, 101, &memory, GuestAddress(0)).expect_err("short");
     }
 }

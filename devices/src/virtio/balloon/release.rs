@@ -64,10 +64,10 @@ fn release_in(region: &GuestRegionMmap<()>, offset: u64, len: u64) -> io::Result
     } else {
         libc::MADV_DONTNEED
     };
-    // SAFETY: the range lies within the mapping that `region` owns, by the caller's contract. It is
-    // guest memory, whose contents the guest has given up and nobody holds references into: the VMM
-    // only ever accesses it as volatile.
     let give_up = |at: u64, len: u64, advice| {
+        // SAFETY: the range lies within the mapping that `region` owns, by the caller's contract. It is
+        // guest memory, whose contents the guest has given up and nobody holds references into: the VMM
+        // only ever accesses it as volatile.
         let result = unsafe { libc::madvise(host.add(at as usize).cast(), len as usize, advice) };
         match result {
             0 => Ok(()),
