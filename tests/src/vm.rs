@@ -236,8 +236,18 @@ impl Vm {
         path: &str,
         body: Option<&Value>,
     ) -> io::Result<(u16, Value)> {
+        self.control_within(patience(), method, path, body)
+    }
+
+    fn control_within(
+        &self,
+        timeout: Duration,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> io::Result<(u16, Value)> {
         let stream = UnixStream::connect(self.path("control.sock"))?;
-        stream.set_read_timeout(Some(patience()))?;
+        stream.set_read_timeout(Some(timeout))?;
         http::request(stream, method, path, body)
     }
 
@@ -305,7 +315,8 @@ impl Vm {
     /// Fails the test, with all that was heard of the VM.
     pub fn fail(&self, what: &str) -> ! {
         // At once, and not with the summary at the end: there may be no end.
-        let metrics = match self.try_control("GET", "/v1/metrics", None) {
+        let soon = Duration::from_secs(10);
+        let metrics = match self.control_within(soon, "GET", "/v1/metrics", None) {
             Ok((_, metrics)) => metrics.to_string(),
             // The process may be gone, and then its end says more.
             Err(e) => e.to_string(),
