@@ -86,7 +86,11 @@ fuzz_target!(|data: &[u8]| {
     };
 
     HOST.with_borrow_mut(|host| {
-        let Host { memory, layout, state } = host;
+        let Host {
+            memory,
+            layout,
+            state,
+        } = host;
         // The rest of the input is all of memory: page tables, areas and code, over each other.
         if data.is_empty() {
             return;

@@ -13,6 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 
 const HIMEM: usize = 1 << 20;
+const PAGE_SIZE: u64 = 4096;
 const MEMORY_SIZE: u64 = 20 << 20;
 static ZEROES: [u8; HIMEM] = [0; HIMEM];
 
@@ -26,13 +27,17 @@ const SAMPLES: [&[u8]; 4] = [
 ];
 
 thread_local! {
-    /// One file and one guest for all runs: making them takes longer than a load.
+    /// One file, as long as it is small, and one guest for all runs: making them takes longer than a load.
     static FILE: RefCell<File> = RefCell::new(tempfile::tempfile().expect("temporary file"));
     static MEMORY: GuestMemory =
         GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_SIZE as usize)]).expect("memory");
 }
 
 fn run(memory: &GuestMemory, file: &mut File, data: &[u8]) {
+    // A page of it may still be mapped into the guest: that file is let go, not changed.
+    if file.metadata().expect("metadata").len() >= PAGE_SIZE {
+        *file = tempfile::tempfile().expect("temporary file");
+    }
     file.set_len(0).expect("truncate");
     file.rewind().expect("rewind");
     file.write_all(data).expect("write");
