@@ -1,0 +1,1 @@
+//! EROFS: the read-only file system that an image becomes.

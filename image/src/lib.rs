@@ -1,0 +1,9 @@
+//! Container images: what comes from a registry or an archive, and the disk that sandboxes mount.
+//!
+//! Everything in here is hostile until proven otherwise: registries, archives and layers are other
+//! people's. Whatever breaks the rules is refused in one sentence, within bounds on memory and space.
+
+#![forbid(unsafe_code)]
+
+pub mod erofs;
+pub mod layers;
