@@ -46,6 +46,7 @@ impl Guest {
             name: "vsock".to_owned(),
             guest_cid: CID,
             uds_path: dir.path().join("v"),
+            direct: Vec::new(),
         })
         .unwrap();
         let listener = UnixListener::bind(dir.path().join("v_80")).unwrap();

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use bulkhead_devices::virtio::driver::{RINGS_SIZE, TestDriver};
-use bulkhead_devices::virtio::vsock::{Limits, RECEIVE_QUEUE, TRANSMIT_QUEUE, Vsock, VsockConfig};
+use bulkhead_devices::virtio::vsock::{
+    DirectSocket, Limits, RECEIVE_QUEUE, TRANSMIT_QUEUE, Vsock, VsockConfig,
+};
 use bulkhead_fuzz::Guest;
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
@@ -64,6 +66,7 @@ enum Op {
 #[derive(Debug, Arbitrary)]
 enum HostOp {
     Connect { port: u8, whole: bool },
+    ConnectDirect,
     Say { stream: u8, what: [u8; 4] },
     Write { stream: u8, len: u16 },
     Read { stream: u8, len: u16 },
@@ -75,6 +78,7 @@ enum HostOp {
 /// The programs on the host.
 struct Host {
     path: PathBuf,
+    direct: PathBuf,
     listener: UnixListener,
     streams: Vec<UnixStream>,
 }
@@ -96,6 +100,7 @@ impl Host {
         listener.set_nonblocking(true).expect("non-blocking");
         Host {
             path,
+            direct: dir.join("direct"),
             listener,
             streams: Vec::new(),
         }
@@ -120,6 +125,11 @@ impl Host {
                 if let Ok(mut stream) = UnixStream::connect(&self.path) {
                     let end = if whole { "\n" } else { "" };
                     let _ = write!(stream, "connect {}{end}", port % 4);
+                    self.add(stream);
+                }
+            }
+            HostOp::ConnectDirect => {
+                if let Ok(stream) = UnixStream::connect(&self.direct) {
                     self.add(stream);
                 }
             }
@@ -237,6 +247,10 @@ fn run(u: &mut Unstructured<'_>, dir: &Path) -> Result<()> {
         name: "vsock".to_owned(),
         guest_cid: CID,
         uds_path: dir.join("v"),
+        direct: vec![DirectSocket {
+            port: 3,
+            path: dir.join("direct"),
+        }],
     };
     let device = Box::new(Vsock::with_limits(config, limits()).expect("device"));
     let mut host = Host::new(dir);

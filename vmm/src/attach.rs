@@ -124,6 +124,7 @@ impl Devices {
                 name: "vsock".to_owned(),
                 guest_cid: vsock.cid,
                 uds_path: vsock.path.clone(),
+                direct: vsock.ports.iter().map(Into::into).collect(),
             })?;
             devices.add_virtio(Box::new(vsock), memory, &mut buses)?;
         }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_devices::rate_limiter::RateLimit;
 use bulkhead_devices::virtio::console::WindowSize;
+use bulkhead_devices::virtio::vsock::DirectSocket;
 use serde::{Deserialize, Serialize};
 
 use crate::memory;
@@ -119,6 +120,28 @@ pub struct VsockConfig {
     /// Socket at which the host connects to the guest (`CONNECT <port>\n`). What the guest connects
     /// to on port P arrives at this path with `_P` appended.
     pub path: PathBuf,
+    /// Sockets at which the host is connected straight to a port of the guest.
+    #[serde(default)]
+    pub ports: Vec<PortConfig>,
+}
+
+/// A Unix socket that leads to one port of the guest, for programs that cannot say `CONNECT`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortConfig {
+    /// The port, in the guest.
+    pub port: u32,
+    /// The socket, on the host.
+    pub path: PathBuf,
+}
+
+impl From<&PortConfig> for DirectSocket {
+    fn from(config: &PortConfig) -> Self {
+        DirectSocket {
+            port: config.port,
+            path: config.path.clone(),
+        }
+    }
 }
 
 /// Where a console goes.
@@ -344,6 +367,7 @@ mod tests {
             vsock: Some(VsockConfig {
                 cid: 2,
                 path: "v".into(),
+                ports: Vec::new(),
             }),
             ..minimal()
         };

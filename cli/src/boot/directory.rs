@@ -50,7 +50,14 @@ impl Directory {
 
     /// What may be left here, in the order to remove it.
     pub fn leftovers(&self) -> Vec<PathBuf> {
-        let files = ["config.json", "control.sock", "vsock.sock", &ready_socket()];
+        let ready = ready_socket();
+        let files = [
+            "config.json",
+            "control.sock",
+            "vsock.sock",
+            "api.sock",
+            &ready,
+        ];
         let mut paths: Vec<PathBuf> = files.iter().map(|file| self.path.join(file)).collect();
         if self.ours {
             paths.push(self.path.clone());

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use bulkhead_protocol::API_PORT;
 use bulkhead_vmm::config::{
-    AssistConfig, BalloonConfig, ConsoleConfig, DiskConfig, KernelConfig, NetConfig, VmConfig,
-    VsockConfig, WindowConfig,
+    AssistConfig, BalloonConfig, ConsoleConfig, DiskConfig, KernelConfig, NetConfig, PortConfig,
+    VmConfig, VsockConfig, WindowConfig,
 };
 use clap::{Args, ValueEnum};
 
@@ -39,7 +40,8 @@ pub struct BootArgs {
     /// Network card on a tap; repeat for more
     #[arg(long = "net", value_name = "tap=NAME[,mac=MAC][,mtu=BYTES]", value_parser = parse_net)]
     pub nets: Vec<NetConfig>,
-    /// Directory for the VM's sockets: vsock.sock (to the guest) and control.sock
+    /// Directory for the VM's sockets: api.sock (to the agent), vsock.sock (to any port of the
+    /// guest) and control.sock
     #[arg(long, value_name = "DIR")]
     pub vsock: Option<PathBuf>,
     /// The guest's vsock address
@@ -123,6 +125,10 @@ impl BootArgs {
             vsock: Some(VsockConfig {
                 cid: self.cid,
                 path: directory.join("vsock.sock"),
+                ports: vec![PortConfig {
+                    port: API_PORT,
+                    path: directory.join("api.sock"),
+                }],
             }),
             console: if self.serial {
                 ConsoleConfig::None

@@ -3,20 +3,18 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::lane::patience;
-use bulkhead_tests::{artifacts, http, net, process, vsock};
+use bulkhead_tests::{artifacts, http, net, process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
 use serde_json::Value;
 use tempfile::TempDir;
-
-/// The agent's port.
-const API_PORT: u32 = 1024;
 
 /// A `bulkhead boot` under way, and the folder its sockets are in. Dropping it kills it.
 struct Boot {
@@ -51,10 +49,11 @@ impl Boot {
 
     /// Waits until the agent answers, and returns the VMM's process.
     fn wait_up(&mut self) -> u32 {
-        let path = self.vm_dir().join("vsock.sock");
+        let path = self.vm_dir().join("api.sock");
         let deadline = Instant::now() + patience();
         loop {
-            if let Ok(stream) = vsock::connect(&path, API_PORT, patience())
+            if let Ok(stream) = UnixStream::connect(&path)
+                && stream.set_read_timeout(Some(patience())).is_ok()
                 && http::request(stream, "GET", "/v1/health", None).is_ok()
             {
                 break;

@@ -103,6 +103,8 @@ pub struct Connection {
     credit_asked: bool,
     /// The guest has forgotten this connection, and only `backlog` keeps it.
     detached: bool,
+    /// The client named its port in a line, and waits for one when it is connected.
+    pub owes_greeting: bool,
 }
 
 impl Connection {
@@ -139,6 +141,7 @@ impl Connection {
             guest_shutdown: 0,
             credit_asked: false,
             detached: false,
+            owes_greeting: false,
         }
     }
 
@@ -322,8 +325,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a client what the device itself has to say, before any payload.
-    pub fn greet(&mut self, line: &str) -> Result<(), Broken> {
+    /// Tells a client that waits to hear it that it is connected, before any payload.
+    pub fn greet(&mut self) -> Result<(), Broken> {
+        if !self.owes_greeting {
+            return Ok(());
+        }
+        let line = format!("OK {}\n", self.ports.host);
         let stream = self.stream.as_ref().ok_or(Broken)?;
         let parts = [io::IoSlice::new(line.as_bytes())];
         // A socket nothing was ever written to has room for a line, or is broken.

@@ -24,12 +24,14 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`. A socket file that nobody listens at any more is replaced.
-    pub fn bind(path: &Path) -> Result<Listener, VsockError> {
-        if path.as_os_str().len() + MAX_SUFFIX > MAX_PATH {
+    /// Listens at `path`. A socket file that nobody listens at any more is replaced. If the guest's
+    /// connections are to go to `path` with their port behind it, there must be room for that.
+    pub fn bind(path: &Path, with_ports: bool) -> Result<Listener, VsockError> {
+        let max = MAX_PATH - if with_ports { MAX_SUFFIX } else { 0 };
+        if path.as_os_str().len() > max {
             return Err(VsockError::PathTooLong {
                 path: path.to_owned(),
-                max: MAX_PATH - MAX_SUFFIX,
+                max,
             });
         }
         let failed = |source| VsockError::Bind {
@@ -59,13 +61,6 @@ impl Listener {
         stream.set_nonblocking(true)?;
         Ok(stream)
     }
-
-    /// Connects to who listens on the host for the guest's connections to `port`.
-    pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
-        let mut path = OsString::from(&self.path);
-        path.push(format!("_{port}"));
-        socket::connect(Path::new(&path))
-    }
 }
 
 impl AsRawFd for Listener {
@@ -82,6 +77,26 @@ impl Drop for Listener {
         if ours && let Err(e) = fs::remove_file(&self.path) {
             log::warn!("cannot remove the socket {}: {e}", self.path.display());
         }
+    }
+}
+
+/// Where the host's programs listen for the guest's connections.
+#[derive(Debug)]
+pub struct HostPorts {
+    path: PathBuf,
+}
+
+impl HostPorts {
+    /// Port P of the host is the socket `path` with `_P` behind it.
+    pub fn new(path: PathBuf) -> HostPorts {
+        HostPorts { path }
+    }
+
+    /// Connects to who listens for the guest's connections to `port`.
+    pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        let mut path = OsString::from(&self.path);
+        path.push(format!("_{port}"));
+        socket::connect(Path::new(&path))
     }
 }
 
@@ -117,7 +132,7 @@ mod tests {
         let path = dir.path().join("v.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let listener = Listener::bind(&path).unwrap();
+        let listener = Listener::bind(&path, true).unwrap();
         UnixStream::connect(&path).unwrap();
         drop(listener);
         assert!(!path.exists());
@@ -127,8 +142,8 @@ mod tests {
     fn file_when_somebody_listens_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v.sock");
-        let first = Listener::bind(&path).unwrap();
-        let error = Listener::bind(&path).unwrap_err();
+        let first = Listener::bind(&path, true).unwrap();
+        let error = Listener::bind(&path, true).unwrap_err();
         assert!(matches!(error, VsockError::InUse(_)));
         assert!(error.to_string().contains("v.sock"), "{error}");
         assert!(path.exists());
@@ -141,7 +156,7 @@ mod tests {
         let path = dir.path().join("v.sock");
         fs::write(&path, "precious").unwrap();
         assert!(matches!(
-            Listener::bind(&path),
+            Listener::bind(&path, true),
             Err(VsockError::NotASocket(_))
         ));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
@@ -151,7 +166,7 @@ mod tests {
     fn file_when_replaced_by_another_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v.sock");
-        let ours = Listener::bind(&path).unwrap();
+        let ours = Listener::bind(&path, true).unwrap();
         fs::remove_file(&path).unwrap();
         let theirs = UnixListener::bind(&path).unwrap();
         drop(ours);
@@ -163,8 +178,13 @@ mod tests {
     fn path_when_too_long_for_a_port_is_refused() {
         let path = PathBuf::from(format!("/{}", "x".repeat(MAX_PATH - MAX_SUFFIX)));
         assert!(matches!(
-            Listener::bind(&path),
+            Listener::bind(&path, true),
             Err(VsockError::PathTooLong { max: 96, .. })
+        ));
+        let path = PathBuf::from(format!("/{}", "x".repeat(MAX_PATH)));
+        assert!(matches!(
+            Listener::bind(&path, false),
+            Err(VsockError::PathTooLong { max: 107, .. })
         ));
     }
 
@@ -172,7 +192,7 @@ mod tests {
     fn directory_when_missing_is_an_error_with_the_path() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("no/v.sock");
-        let error = Listener::bind(&path).unwrap_err();
+        let error = Listener::bind(&path, true).unwrap_err();
         assert!(error.to_string().contains("no/v.sock"), "{error}");
     }
 }

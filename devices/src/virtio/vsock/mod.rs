@@ -3,7 +3,8 @@
 //!
 //! The convention is Firecracker's. The device listens at a Unix socket; a client on the host connects
 //! to it, says `CONNECT <port>\n`, reads `OK <its port>\n`, and is connected to whoever listens at that
-//! port in the guest. A connection of the guest to port P of the host (CID 2) arrives at the Unix
+//! port in the guest. Further sockets may lead to one port each, with nothing said before the stream
+//! begins, for clients that know nothing of this convention. A connection of the guest to port P of the host (CID 2) arrives at the Unix
 //! socket `<path>_P`.
 //!
 //! Nothing is buffered that need not be. Payload for the guest stays in the Unix socket until there
@@ -14,6 +15,7 @@
 mod backlog;
 mod connection;
 mod credit;
+mod door;
 mod handshake;
 mod limits;
 mod listener;
@@ -34,7 +36,8 @@ use std::sync::Arc;
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, VirtQueue};
 use super::{ActivateError, Activation, EventSource, VirtioDevice, device_id, read_config_bytes};
-use listener::Listener;
+use door::Door;
+use listener::{HostPorts, Listener};
 use muxer::Muxer;
 use receive::Receive;
 use transmit::Transmit;
@@ -65,7 +68,21 @@ pub struct VsockConfig {
     pub guest_cid: u64,
     /// Where host clients connect, and what the sockets for the guest's connections begin with.
     pub uds_path: PathBuf,
+    /// Sockets that lead straight to one port of the guest each. At most [`MAX_DIRECT`].
+    pub direct: Vec<DirectSocket>,
 }
+
+/// A Unix socket that leads straight to a port of the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectSocket {
+    /// The port.
+    pub port: u32,
+    /// Where host clients connect.
+    pub path: PathBuf,
+}
+
+/// The most sockets that lead straight to a port.
+pub const MAX_DIRECT: usize = 64;
 
 /// Why a socket device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -73,16 +90,17 @@ pub enum VsockError {
     /// The context ID is one with a meaning of its own, or has more than 32 bits.
     #[error("{0} cannot be the context ID of a guest: it must be from 3 to 4294967294")]
     BadCid(u64),
-    /// The path does not fit into the address of a Unix socket, with a port behind it.
-    #[error(
-        "the socket path {path} is too long: it may have {max} bytes, so that `_<port>` fits behind it"
-    )]
+    /// The path does not fit into the address of a Unix socket, or not with a port behind it.
+    #[error("the socket path {path} is too long: it may have {max} bytes")]
     PathTooLong {
         /// The path.
         path: PathBuf,
         /// Bytes it may have.
         max: usize,
     },
+    /// More direct sockets than [`MAX_DIRECT`].
+    #[error("{0} sockets for single ports are too many: there may be {MAX_DIRECT}")]
+    TooManyDirect(usize),
     /// Another process listens there.
     #[error("somebody else listens at the socket {0}: stop them, or choose another path")]
     InUse(PathBuf),
@@ -134,9 +152,16 @@ impl Vsock {
         if !(FIRST_GUEST_CID..u64::from(u32::MAX)).contains(&cid) {
             return Err(VsockError::BadCid(cid));
         }
-        let listener = Listener::bind(&config.uds_path)?;
+        if config.direct.len() > MAX_DIRECT {
+            return Err(VsockError::TooManyDirect(config.direct.len()));
+        }
+        let mut doors = vec![Door::new(Listener::bind(&config.uds_path, true)?, None)];
+        for DirectSocket { port, path } in &config.direct {
+            doors.push(Door::new(Listener::bind(path, false)?, Some(*port)));
+        }
+        let host = HostPorts::new(config.uds_path);
         let muxer =
-            Muxer::new(config.name.clone(), cid, limits, listener).map_err(VsockError::Host)?;
+            Muxer::new(config.name.clone(), cid, limits, host, doors).map_err(VsockError::Host)?;
         Ok(Vsock {
             name: config.name,
             config: cid.to_le_bytes(),

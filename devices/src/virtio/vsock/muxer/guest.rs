@@ -102,7 +102,7 @@ impl Muxer {
         let State::Dialing { tries, give_up } = &mut connection.state else {
             return;
         };
-        match self.listener.connect(connection.ports.host) {
+        match self.host_ports.connect(connection.ports.host) {
             Ok(stream) => {
                 let fd = stream.as_raw_fd();
                 connection.stream = Some(stream);
@@ -160,7 +160,7 @@ impl Muxer {
         connection.credit.update(header.buf_alloc, header.fwd_cnt)?;
         match (&connection.state, header.op) {
             (State::Requested { sent: true }, op::RESPONSE) => {
-                connection.greet(&format!("OK {}\n", connection.ports.host))?;
+                connection.greet()?;
                 self.establish(id);
                 self.counters.from_host += 1;
                 Ok(())

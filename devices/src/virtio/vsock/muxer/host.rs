@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 
-use super::{LISTENER, Muxer, State, TIMERS, WAKEUP};
+use super::{FIRST_DOOR, Muxer, State, TIMERS, WAKEUP};
 use crate::virtio::vsock::connection::Connection;
+use crate::virtio::vsock::door::Door;
 use crate::virtio::vsock::handshake::Progress;
 use crate::virtio::vsock::packet::{Ports, op};
 use crate::virtio::vsock::slots::SlotId;
@@ -28,25 +29,47 @@ impl Muxer {
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
         for event in &events[..count] {
             match event.data() {
-                LISTENER => self.clients_waiting = true,
                 TIMERS => self.run_timers(),
                 WAKEUP => self.wakeup.clear(),
-                token => self.take_event(SlotId::from_token(token), event.event_set()),
+                token => {
+                    if let Some(door) = self.door(token) {
+                        door.waiting = true;
+                    } else {
+                        self.take_event(SlotId::from_token(token), event.event_set());
+                    }
+                }
             }
         }
     }
 
-    /// Accepts the clients that wait. Not while the guest is away: they wait at the listener.
+    /// The door with this token in the epoll.
+    fn door(&mut self, token: u64) -> Option<&mut Door> {
+        let index = usize::try_from(FIRST_DOOR.checked_sub(token)?).ok()?;
+        self.doors.get_mut(index)
+    }
+
+    /// Accepts the clients that wait. Not while the guest is away: they wait at the doors.
     pub fn accept(&mut self) {
-        if !self.clients_waiting {
-            return;
+        for index in 0..self.doors.len() {
+            self.accept_at(index);
         }
+    }
+
+    fn accept_at(&mut self, index: usize) {
         for _ in 0..CLIENTS {
-            match self.listener.accept() {
+            let has_room = self.has_room();
+            let Some(door) = self.doors.get_mut(index) else {
+                return;
+            };
+            if !door.waiting {
+                return;
+            }
+            let port = door.port;
+            match door.accept() {
                 // Too many: closed, which is all there is to say to a client.
-                Ok(_) if !self.has_room() => self.counters.refused += 1,
+                Ok(_) if !has_room => self.counters.refused += 1,
                 Ok(stream) => {
-                    self.accept_failing = false;
+                    door.failing = false;
                     let fd = stream.as_raw_fd();
                     let connection = Connection::from_host(stream, self.limits.buffer_size);
                     let id = self.insert(connection);
@@ -54,12 +77,16 @@ impl Muxer {
                         self.remove(id);
                         continue;
                     }
+                    if let Some(port) = port {
+                        self.request(id, port);
+                        continue;
+                    }
                     self.set_deadline(id, self.limits.handshake_timeout);
                     // Often the line is there already; if not, there will be an edge.
                     self.read_line(id);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.clients_waiting = false;
+                    door.waiting = false;
                     return;
                 }
                 // That one has gone already.
@@ -67,12 +94,13 @@ impl Muxer {
                 Err(e) => {
                     // Out of descriptors or memory. The client stays where it is, and there will be
                     // no edge to say so: time has to.
-                    if !self.accept_failing {
+                    if !door.failing {
                         log::warn!("{}: cannot accept a client: {e}", self.name);
                     }
-                    self.accept_failing = true;
-                    self.clients_waiting = false;
-                    self.timers.add(Instant::now() + ACCEPT_PAUSE, LISTENER);
+                    door.failing = true;
+                    door.waiting = false;
+                    let token = FIRST_DOOR - index as u64;
+                    self.timers.add(Instant::now() + ACCEPT_PAUSE, token);
                     return;
                 }
             }
@@ -83,8 +111,8 @@ impl Muxer {
     fn run_timers(&mut self) {
         let now = Instant::now();
         while let Some(token) = self.timers.next_passed(now) {
-            if token == LISTENER {
-                self.clients_waiting = true;
+            if let Some(door) = self.door(token) {
+                door.waiting = true;
                 continue;
             }
             let id = SlotId::from_token(token);
@@ -147,17 +175,23 @@ impl Muxer {
                 self.remove(id);
             }
             Progress::Connect(guest) => {
-                let host = self.free_port(guest);
-                let ports = Ports { host, guest };
-                self.by_ports.insert(ports, id);
-                if let Some(connection) = self.connections.get_mut(id) {
-                    connection.ports = ports;
-                    connection.state = State::Requested { sent: false };
-                    connection.owe(op::REQUEST);
-                }
-                self.set_deadline(id, self.limits.request_timeout);
-                self.settle(id);
+                connection.owes_greeting = true;
+                self.request(id, guest);
             }
         }
+    }
+
+    /// Asks the guest for a connection to its port, for a client that knows what it wants.
+    fn request(&mut self, id: SlotId, guest: u32) {
+        let host = self.free_port(guest);
+        let ports = Ports { host, guest };
+        self.by_ports.insert(ports, id);
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.ports = ports;
+            connection.state = State::Requested { sent: false };
+            connection.owe(op::REQUEST);
+        }
+        self.set_deadline(id, self.limits.request_timeout);
+        self.settle(id);
     }
 }

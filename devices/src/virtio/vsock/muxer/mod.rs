@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::connection::{Connection, Outcome, State};
+use super::door::Door;
 use super::limits::Limits;
-use super::listener::Listener;
+use super::listener::HostPorts;
 use super::packet::{HOST_CID, Header, Ports, TYPE_STREAM, op};
 use super::slots::{SlotId, Slots};
 use super::timers::Timers;
@@ -25,9 +26,10 @@ use crate::virtio::wakeup::Wakeup;
 pub use guest::Packet;
 
 // Tokens in the nested epoll that are not of a connection (see `SlotId::token`).
-const LISTENER: u64 = u64::MAX;
-const TIMERS: u64 = u64::MAX - 1;
-const WAKEUP: u64 = u64::MAX - 2;
+const TIMERS: u64 = u64::MAX;
+const WAKEUP: u64 = u64::MAX - 1;
+/// Of the first door; those of the others lie below it.
+const FIRST_DOOR: u64 = u64::MAX - 2;
 
 /// Host ports given to connections from the host: out of the way of those services listen at.
 const FIRST_PORT: u32 = 1 << 30;
@@ -65,7 +67,8 @@ pub struct Muxer {
     name: String,
     guest_cid: u64,
     limits: Limits,
-    listener: Listener,
+    host_ports: HostPorts,
+    doors: Vec<Door>,
     epoll: Epoll,
     wakeup: Wakeup,
     timers: Timers,
@@ -76,11 +79,12 @@ pub struct Muxer {
     /// Bytes in the backlogs of all connections.
     backlog: usize,
     next_port: u32,
-    /// Host clients may be waiting at the listener.
-    clients_waiting: bool,
-    /// The last accept failed for want of something the host has run out of.
-    accept_failing: bool,
     counters: Counters,
+}
+
+/// The tokens of the doors, in their order.
+fn door_tokens() -> impl Iterator<Item = u64> {
+    (0..=FIRST_DOOR).rev()
 }
 
 impl Muxer {
@@ -89,13 +93,15 @@ impl Muxer {
         name: String,
         guest_cid: u64,
         limits: Limits,
-        listener: Listener,
+        host_ports: HostPorts,
+        doors: Vec<Door>,
     ) -> io::Result<Muxer> {
         let muxer = Muxer {
             name,
             guest_cid,
             limits,
-            listener,
+            host_ports,
+            doors,
             epoll: Epoll::new()?,
             wakeup: Wakeup::new()?,
             timers: Timers::new()?,
@@ -105,12 +111,12 @@ impl Muxer {
             half_open: 0,
             backlog: 0,
             next_port: FIRST_PORT,
-            clients_waiting: false,
-            accept_failing: false,
             counters: Counters::default(),
         };
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        muxer.watch(muxer.listener.as_raw_fd(), edge, LISTENER)?;
+        for (door, token) in muxer.doors.iter().zip(door_tokens()) {
+            muxer.watch(door.as_raw_fd(), edge, token)?;
+        }
         muxer.watch(muxer.timers.as_raw_fd(), edge, TIMERS)?;
         muxer.watch(muxer.wakeup.source(0).fd, EventSet::IN, WAKEUP)?;
         Ok(muxer)
@@ -155,7 +161,9 @@ impl Muxer {
         self.half_open = 0;
         self.backlog = 0;
         // A pause after a failed accept went with the timers.
-        self.clients_waiting |= self.accept_failing;
+        for door in &mut self.doors {
+            door.waiting |= door.failing;
+        }
     }
 
     // What goes to the guest.

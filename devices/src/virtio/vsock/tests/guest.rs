@@ -12,9 +12,13 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::virtio::driver::TestDriver;
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header, op, shutdown};
-use crate::virtio::vsock::{Limits, RECEIVE_QUEUE, TRANSMIT_QUEUE, Vsock, VsockConfig};
+use crate::virtio::vsock::{
+    DirectSocket, Limits, RECEIVE_QUEUE, TRANSMIT_QUEUE, Vsock, VsockConfig,
+};
 
 pub const CID: u64 = 42;
+/// The port that the socket `direct` leads to.
+pub const DIRECT_PORT: u32 = 2000;
 /// What the guest promises for each connection unless a test says otherwise.
 pub const ROOM: u32 = 256 << 10;
 
@@ -86,6 +90,10 @@ impl Guest {
             name: "vsock".to_owned(),
             guest_cid: CID,
             uds_path: dir.path().join("v"),
+            direct: vec![DirectSocket {
+                port: DIRECT_PORT,
+                path: dir.path().join("direct"),
+            }],
         };
         let device = Vsock::with_limits(config, limits).unwrap();
         let driver = TestDriver::new(Box::new(device), MEMORY);
@@ -378,6 +386,13 @@ impl Guest {
         let key = (port, host);
         assert!(self.sockets[&key].open);
         (client, key)
+    }
+
+    /// A client at the socket that leads to [`DIRECT_PORT`].
+    pub fn direct_client(&self) -> UnixStream {
+        let client = UnixStream::connect(self.dir.path().join("direct")).unwrap();
+        client.set_nonblocking(true).unwrap();
+        client
     }
 
     /// A connection opened by the guest, as both sides have it.

@@ -19,6 +19,7 @@ fn cid_with_another_meaning_is_refused() {
             name: "vsock".to_owned(),
             guest_cid: cid,
             uds_path: dir.path().join("v"),
+            direct: Vec::new(),
         });
         assert!(matches!(result, Err(VsockError::BadCid(c)) if c == cid));
     }

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
 
-use super::guest::{Guest, Key, ROOM, listen, read_some};
+use super::guest::{DIRECT_PORT, Guest, Key, ROOM, listen, read_some};
 use crate::virtio::device_id;
 use crate::virtio::vsock::packet::{op, shutdown};
 
@@ -60,6 +60,46 @@ fn payload_right_behind_the_handshake_is_not_lost() {
     g.run();
     let socket = g.sockets.values().next().unwrap();
     assert_eq!(socket.received, b"GET / HTTP/1.1\r\n");
+}
+
+#[test]
+fn client_of_a_direct_socket_is_connected_without_a_word() {
+    let mut g = Guest::new();
+    g.listening.push(DIRECT_PORT);
+    let mut client = g.direct_client();
+    client.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    g.run();
+    let (key, socket) = g.sockets.iter().next().unwrap();
+    let key = *key;
+    assert_eq!((key.0, socket.open), (DIRECT_PORT, true));
+    assert_eq!(socket.received, b"GET / HTTP/1.1\r\n");
+    assert_eq!(g.write(key, b"HTTP/1.1 200 OK\r\n"), 17);
+    let mut got = [0; 17];
+    client.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"HTTP/1.1 200 OK\r\n");
+    assert_eq!(g.metric("connections_from_host"), 1);
+}
+
+#[test]
+fn client_of_a_direct_socket_when_nobody_listens_is_closed() {
+    let mut g = Guest::new();
+    let mut client = g.direct_client();
+    g.run();
+    assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+    assert_eq!(g.metric("connections"), 0);
+}
+
+#[test]
+fn clients_of_both_sockets_when_many_are_all_connected() {
+    let mut g = Guest::new();
+    g.listening.extend([7, DIRECT_PORT]);
+    // More than are accepted in one turn.
+    let named: Vec<_> = (0..150).map(|_| g.client(7)).collect();
+    let direct: Vec<_> = (0..150).map(|_| g.direct_client()).collect();
+    g.wait("all connections", |g| g.sockets.len() == 300);
+    assert!(g.sockets.values().all(|s| s.open));
+    assert_eq!(g.metric("connections"), 300);
+    drop((named, direct));
 }
 
 #[test]
