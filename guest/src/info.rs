@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ffi::CStr;
 use std::fs::read_to_string;
 
-use bulkhead_protocol::{API_VERSION, BootTimings, Info, Kernel, Memory};
+use bulkhead_protocol::{API_VERSION, BootTimings, Cpu, Info, Kernel, Memory};
 
 use crate::{VERSION, clock};
 
@@ -27,6 +27,7 @@ pub fn info(timings: BootTimings) -> Info<'static> {
             .and_then(|list| cpus(&list))
             // A kernel without the file has one processor and no hotplug.
             .unwrap_or(1),
+        cpu: Some(cpu()),
         memory: read_to_string("/proc/meminfo")
             .map(|table| memory(&table))
             .unwrap_or_default(),
@@ -45,7 +46,42 @@ fn cpus(list: &str) -> Option<u32> {
     count.filter(|&n| n > 0)
 }
 
-/// The two lines of a `/proc/meminfo` that the API reports; 0 for what is not there.
+fn cpu() -> Cpu<'static> {
+    let model = read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let stat = read_to_string("/proc/stat").unwrap_or_default();
+    Cpu {
+        model: cpu_model(&model).to_owned().into(),
+        ..cpu_times(&stat).unwrap_or_default()
+    }
+}
+
+/// The name of the first processor in a `/proc/cpuinfo`.
+fn cpu_model(table: &str) -> &str {
+    let line = table.lines().find_map(|l| l.strip_prefix("model name"));
+    line.map_or("", |rest| {
+        rest.trim_start_matches([' ', '\t', ':']).trim_end()
+    })
+}
+
+/// The sum over all processors of a `/proc/stat`, which counts in hundredths of a second
+/// (proc_stat(5)).
+fn cpu_times(table: &str) -> Option<Cpu<'static>> {
+    let mut times = [0u64; 8];
+    let line = table.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    for (time, field) in times.iter_mut().zip(line.split_ascii_whitespace()) {
+        *time = field.parse::<u64>().ok()?.saturating_mul(10_000_000);
+    }
+    let [user, nice, system, idle, iowait, irq, softirq, steal] = times;
+    Some(Cpu {
+        model: Default::default(),
+        user_ns: user.saturating_add(nice),
+        system_ns: system.saturating_add(irq).saturating_add(softirq),
+        idle_ns: idle.saturating_add(iowait),
+        steal_ns: steal,
+    })
+}
+
+/// The lines of a `/proc/meminfo` that the API reports; 0 for what is not there.
 fn memory(table: &str) -> Memory {
     let bytes = |name: &str| {
         let line = table.lines().find_map(|line| line.strip_prefix(name));
@@ -56,6 +92,9 @@ fn memory(table: &str) -> Memory {
     Memory {
         total_bytes: bytes("MemTotal:"),
         available_bytes: bytes("MemAvailable:"),
+        free_bytes: bytes("MemFree:"),
+        cached_bytes: bytes("Cached:"),
+        shared_bytes: bytes("Shmem:"),
     }
 }
 
@@ -74,13 +113,31 @@ mod tests {
 
     #[test]
     fn meminfo_when_read_then_in_bytes() {
-        let table = "MemTotal:         119284 kB\nMemFree: 1 kB\nMemAvailable:\t 100 kB\n";
+        let table = "MemTotal:         119284 kB\nMemFree: 1 kB\nMemAvailable:\t 100 kB\n\
+            Cached: 5 kB\nSwapCached: 6 kB\nShmem: 7 kB\nShmemHugePages: 8 kB\n";
         let m = memory(table);
         assert_eq!(
             (m.total_bytes, m.available_bytes),
             (119_284 << 10, 100 << 10)
         );
+        assert_eq!(
+            (m.free_bytes, m.cached_bytes, m.shared_bytes),
+            (1 << 10, 5 << 10, 7 << 10)
+        );
         assert_eq!(memory("MemTotal: lots\n"), Memory::default());
+    }
+
+    #[test]
+    fn processor_tables_when_read_then_the_sum_of_all_in_nanoseconds() {
+        let cpu = cpu_times("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 100 0\n").expect("line");
+        assert_eq!(cpu.user_ns, 30_000_000);
+        assert_eq!(cpu.system_ns, 160_000_000);
+        assert_eq!((cpu.idle_ns, cpu.steal_ns), (90_000_000, 80_000_000));
+        for none in ["", "cpu0 1 2", "cpu  a"] {
+            assert_eq!(cpu_times(none), None, "{none}");
+        }
+        let table = "processor\t: 0\nmodel name\t: Some 9000: fast\nmodel name\t: B\n";
+        assert_eq!((cpu_model(table), cpu_model("")), ("Some 9000: fast", ""));
     }
 
     #[test]
