@@ -5,5 +5,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod digest;
 pub mod erofs;
+mod error;
 pub mod layers;
+pub mod manifest;
+pub mod progress;
+pub mod reference;
+pub mod store;
+
+pub use digest::Digest;
+pub use error::{Error, Result};
+pub use progress::Progress;
+pub use reference::Reference;
+pub use store::{Image, Store};
