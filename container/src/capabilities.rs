@@ -1,0 +1,179 @@
+//! The kernel's capabilities(7) by name.
+
+use crate::error::Error;
+use crate::spec::Capabilities;
+
+/// In the kernel's order: the place in the list is the number.
+const NAMES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+/// What Docker gives a container unless it is told otherwise.
+pub const DOCKER_DEFAULT: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+/// The number of `CAP_SYS_ADMIN`.
+pub(crate) const SYS_ADMIN: u64 = 1 << 21;
+/// All that a kernel may have.
+pub(crate) const ALL: u64 = (1 << NAMES.len()) - 1;
+
+/// All names that the kernel knows, for `--privileged` and `--cap-add ALL`.
+pub fn all() -> &'static [&'static str] {
+    &NAMES
+}
+
+/// A capability as a person writes it (`net_admin`, `NET_ADMIN`, `CAP_NET_ADMIN`), by its full name.
+pub fn by_name(name: &str) -> Option<&'static str> {
+    let upper = name.to_ascii_uppercase();
+    let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    NAMES
+        .into_iter()
+        .find(|full| full.strip_prefix("CAP_") == Some(short))
+}
+
+/// Bit n is capability n.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sets {
+    pub bounding: u64,
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+    pub ambient: u64,
+}
+
+/// Reads the sets, and takes out of them what is not available: a runtime that has not a capability itself cannot give it.
+pub(crate) fn sets(capabilities: Option<&Capabilities>, available: u64) -> Result<Sets, Error> {
+    let Some(capabilities) = capabilities else {
+        return Ok(Sets::default());
+    };
+    let set = |name: &str, list: &[String]| {
+        let mut bits = 0;
+        for (i, capability) in list.iter().enumerate() {
+            let number = NAMES.iter().position(|n| n == capability).ok_or_else(|| {
+                let field = format!("process.capabilities.{name}[{i}]");
+                Error::invalid(field, format!("there is no capability {capability:?}"))
+            })?;
+            bits |= 1 << number;
+        }
+        Ok(bits & available)
+    };
+    let mut sets = Sets {
+        bounding: set("bounding", &capabilities.bounding)?,
+        effective: set("effective", &capabilities.effective)?,
+        permitted: set("permitted", &capabilities.permitted)?,
+        inheritable: set("inheritable", &capabilities.inheritable)?,
+        ambient: set("ambient", &capabilities.ambient)?,
+    };
+    if sets.effective & !sets.permitted != 0 {
+        let problem = "it has a capability that process.capabilities.permitted lacks";
+        return Err(Error::invalid("process.capabilities.effective", problem));
+    }
+    // The kernel takes only these, and Docker's older configurations have more.
+    sets.ambient &= sets.permitted & sets.inheritable;
+    Ok(sets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&n| n.to_owned()).collect()
+    }
+
+    #[test]
+    fn names_when_numbered_then_as_the_kernel_does() {
+        let number = |name| NAMES.iter().position(|&n| n == name);
+        assert_eq!(number("CAP_SYS_ADMIN").map(|n| 1 << n), Some(SYS_ADMIN));
+        assert_eq!(number("CAP_CHECKPOINT_RESTORE"), Some(40));
+        assert_eq!(by_name("net_admin"), Some("CAP_NET_ADMIN"));
+        assert_eq!(by_name("cap_Bpf"), Some("CAP_BPF"));
+        assert_eq!(by_name("ADMIN"), None);
+    }
+
+    #[test]
+    fn sets_when_read_then_only_what_is_available() {
+        let capabilities = Capabilities {
+            permitted: list(&["CAP_CHOWN", "CAP_BPF"]),
+            effective: list(&["CAP_CHOWN"]),
+            ambient: list(&["CAP_CHOWN"]),
+            ..Capabilities::default()
+        };
+        let read = sets(Some(&capabilities), 1).expect("valid");
+        assert_eq!((read.permitted, read.effective, read.ambient), (1, 1, 0));
+    }
+
+    #[test]
+    fn sets_when_wrong_then_the_member_is_named() {
+        let unknown = Capabilities {
+            bounding: list(&["CAP_CHOWN", "CHOWN"]),
+            ..Capabilities::default()
+        };
+        let error = sets(Some(&unknown), ALL)
+            .expect_err("no prefix")
+            .to_string();
+        assert_eq!(
+            error,
+            "process.capabilities.bounding[1]: there is no capability \"CHOWN\""
+        );
+        let more = Capabilities {
+            effective: list(&["CAP_CHOWN"]),
+            ..Capabilities::default()
+        };
+        assert!(sets(Some(&more), ALL).is_err());
+    }
+}

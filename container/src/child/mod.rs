@@ -1,0 +1,138 @@
+//! The child of the fork: carries the plan out, one operation after the other, and becomes the program.
+//!
+//! Nothing here allocates, frees or takes a lock (see `sys`).
+
+mod channel;
+mod init;
+mod mounts;
+mod process;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::plan::{Identity, Operation, Plan, Program, Slot};
+use crate::sys;
+use crate::users::Ids;
+
+pub use channel::{Message, receive, send_go};
+
+/// What later operations need of earlier ones.
+struct State<'a> {
+    program: &'a mut Program,
+    identity: &'a Identity,
+    channel: BorrowedFd<'static>,
+    /// By [`Slot`].
+    slots: [Option<BorrowedFd<'static>>; 3],
+    ids: Ids,
+    /// The program's side of it.
+    terminal: Option<BorrowedFd<'static>>,
+    masks: mounts::Masks,
+}
+
+impl State<'_> {
+    fn slot(&self, slot: Slot) -> Result<BorrowedFd<'static>, Errno> {
+        self.slots[slot as usize].ok_or(Errno::BADF)
+    }
+}
+
+/// Carries a plan out; the channel leads to the parent.
+pub fn run(plan: &mut Plan, channel: &OwnedFd) -> ! {
+    let mut state = State {
+        program: &mut plan.program,
+        identity: &plan.identity,
+        channel: sys::of_the_process(channel),
+        slots: [None; 3],
+        ids: Ids::default(),
+        terminal: None,
+        masks: mounts::Masks::default(),
+    };
+    for (index, operation) in plan.operations.iter().enumerate() {
+        if let Err(error) = perform(operation, &mut state) {
+            channel::report_failure(state.channel, index, error);
+            break;
+        }
+    }
+    sys::exit(127)
+}
+
+fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
+    use Operation as O;
+    match operation {
+        O::AwaitParent => channel::await_go(state.channel),
+        O::Undumpable => sys::set_undumpable(),
+        O::Join {
+            namespace, flags, ..
+        } => process::join(namespace, *flags),
+        O::Unshare { flags, .. } => sys::unshare(*flags),
+        O::BecomeRoot => process::become_root(),
+        O::Write { path, data } => mounts::write(rustix::fs::CWD, path, data),
+        O::PrivateMounts => mounts::make_private(),
+        O::EnterTree { tree, .. } => mounts::enter_tree(tree),
+        O::EnterMount {
+            source,
+            kind,
+            flags,
+            data,
+        } => mounts::enter_mount(source, kind, *flags, data),
+        O::Overlay {
+            source,
+            kind,
+            flags,
+            data,
+        } => mounts::overlay(source, kind, *flags, data),
+        O::Pivot => mounts::pivot(),
+        O::Propagate { flags, target } => rustix::mount::mount_change(target, *flags),
+        O::Mount(mount) => mounts::mount(mount),
+        O::MountKept(mount) => mounts::mount_kept(mount, state),
+        O::Attach {
+            tree,
+            target,
+            missing,
+            ..
+        } => mounts::attach(tree, target, *missing),
+        O::MakeDirectory { place } => mounts::make_directory(place, state),
+        O::Device {
+            place,
+            mode,
+            device,
+            owner,
+        } => mounts::make_device(place, state, *mode, *device, *owner),
+        O::Link { place, target } => mounts::link(place, target, state),
+        O::Attributes {
+            target,
+            attributes,
+            flags,
+        } => sys::mount_setattr(rustix::fs::CWD, target, *flags, attributes),
+        O::Sysctl { place, value } => mounts::sysctl(place, value, state),
+        O::Hostname(name) => rustix::system::sethostname(name),
+        O::Domainname(name) => rustix::system::setdomainname(name),
+        O::Mask { place } => mounts::mask(place, state),
+        O::ReadOnly { place } => mounts::read_only(place, state),
+        O::Terminal {
+            rows,
+            columns,
+            console,
+        } => process::open_terminal(state, *rows, *columns, *console),
+        O::WorkingDirectory { path } => mounts::working_directory(path),
+        O::Stdio { files } => process::connect(files.as_ref(), state),
+        O::CloseOthers => process::close_others(state),
+        O::Session { terminal } => process::start_session(*terminal),
+        O::Rlimit {
+            resource, limit, ..
+        } => rustix::process::setrlimit(*resource, *limit),
+        O::Umask(mask) => {
+            rustix::process::umask(rustix::fs::Mode::from_raw_mode(*mask));
+            Ok(())
+        }
+        O::LookUpUser => process::look_up_user(state),
+        O::BoundingSet { dropped } => process::limit_bounding_set(*dropped),
+        O::BecomeUser { keep_capabilities } => process::become_user(state, *keep_capabilities),
+        O::Ready { gate } => channel::report_ready(state.channel, *gate),
+        O::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
+        O::Seccomp { program, flags } => sys::load_seccomp(program, *flags),
+        O::Capabilities(sets) => process::set_capability_sets(sets),
+        O::Init => init::fork(),
+        O::Execute => Err(process::execute(state.program)),
+    }
+}

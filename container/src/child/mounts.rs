@@ -1,0 +1,475 @@
+//! The root filesystem, what is mounted in it, and what is hidden. From [`pivot`] on the root is the container's: no path
+//! and no link leads out. Magic links of a /proc could, through descriptors of ours; where something is created, they are
+//! refused, and a mount elsewhere than in our own mount namespace the kernel refuses itself.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, chmodat, chownat, mkdir, mkdirat, mknodat,
+    openat, openat2, stat, symlinkat,
+};
+use rustix::io::{Errno, write as write_some};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    mount as mount2, mount_change, move_mount, open_tree, unmount,
+};
+use rustix::process::{Gid, Uid, chdir, fchdir, pivot_root};
+
+use super::State;
+use crate::plan::{Missing, Mount, MountKept, Place, Slot};
+use crate::sys::{self, MountAttributes};
+
+const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
+/// The mount itself, wherever it is attached.
+const THIS: MoveMountFlags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+
+/// What hides paths.
+#[derive(Default)]
+pub struct Masks {
+    /// A mount of /dev/null that is attached nowhere yet.
+    file: Option<BorrowedFd<'static>>,
+    /// An empty directory that nothing can be written to, attached where it hid the first directory.
+    directory: Option<BorrowedFd<'static>>,
+}
+
+pub fn make_private() -> Result<(), Errno> {
+    mount_change(
+        c"/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+}
+
+pub fn enter_tree(tree: &OwnedFd) -> Result<(), Errno> {
+    move_mount(tree, c"", CWD, c"/", THIS)?;
+    fchdir(tree)
+}
+
+/// Mounts over /proc, which every kernel's root has and nothing needs any more here. Not over `/`: there it would stay on
+/// top of the old root, and [`pivot`] would take it away in place of that.
+pub fn enter_mount(
+    source: &CStr,
+    kind: &CStr,
+    flags: MountFlags,
+    data: &CStr,
+) -> Result<(), Errno> {
+    mount2(source, c"/proc", kind, flags, Some(data))?;
+    chdir(c"/proc")
+}
+
+pub fn overlay(source: &CStr, kind: &CStr, flags: MountFlags, data: &CStr) -> Result<(), Errno> {
+    let made = make_here(c"upper")?;
+    make_here(c"work")?;
+    make_here(c"lower")?;
+    mount2(source, c"lower", kind, flags, Some(data))?;
+    if made {
+        // The root directory itself is shown as it is in the writable layer.
+        let root = stat(c"lower")?;
+        if root.st_mode & 0o7777 != MODE.as_raw_mode() {
+            chmodat(
+                CWD,
+                c"upper",
+                Mode::from_raw_mode(root.st_mode & 0o7777),
+                AtFlags::empty(),
+            )?;
+        }
+        if (root.st_uid, root.st_gid) != (0, 0) {
+            let (uid, gid) = (Uid::from_raw(root.st_uid), Gid::from_raw(root.st_gid));
+            chownat(CWD, c"upper", Some(uid), Some(gid), AtFlags::empty())?;
+        }
+    }
+    let layers = c"lowerdir=lower,upperdir=upper,workdir=work";
+    mount2(
+        c"overlay",
+        c"lower",
+        c"overlay",
+        MountFlags::empty(),
+        Some(layers),
+    )?;
+    chdir(c"lower")
+}
+
+/// Whether it was not there: a disk may have been used before.
+fn make_here(name: &CStr) -> Result<bool, Errno> {
+    match mkdir(name, MODE) {
+        Err(Errno::EXIST) => Ok(false),
+        made => made.map(|()| true),
+    }
+}
+
+const MODE: Mode = Mode::from_raw_mode(0o755);
+
+pub fn pivot() -> Result<(), Errno> {
+    // With no place for the old root, it comes to lie over the new one, and is taken from there at once, with all that is
+    // mounted below it.
+    pivot_root(c".", c".")?;
+    unmount(c".", UnmountFlags::DETACH)
+}
+
+pub fn mount(mount: &Mount) -> Result<(), Errno> {
+    let Mount {
+        source,
+        kind,
+        target,
+        flags,
+        data,
+        copy_up,
+    } = mount;
+    if *copy_up {
+        return Err(Errno::NOTSUP);
+    }
+    let once = || mount2(source, target, kind, *flags, Some(data.as_c_str()));
+    match once() {
+        Err(Errno::NOENT) => {
+            make_target(target, Missing::Directory)?;
+            once()
+        }
+        result => result,
+    }
+}
+
+pub fn mount_kept(mount: &MountKept, state: &mut State) -> Result<(), Errno> {
+    let context = fsopen(&mount.kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in &mount.options {
+        match value {
+            Some(value) => fsconfig_set_string(&context, key, value)?,
+            None => fsconfig_set_flag(&context, key)?,
+        }
+    }
+    fsconfig_create(&context)?;
+    let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, mount.attributes)?;
+    // A link in its place is refused: what is mounted there must be found by its name.
+    let once = || move_mount(&root, c"", CWD, &mount.target, THIS);
+    match once() {
+        Err(Errno::NOENT) => {
+            make_target(&mount.target, Missing::Directory)?;
+            once()?;
+        }
+        result => result?,
+    }
+    state.slots[mount.slot as usize] = Some(sys::leak(root));
+    // Closed when the program is executed.
+    sys::leak(context);
+    Ok(())
+}
+
+pub fn attach(tree: &OwnedFd, target: &CStr, missing: Missing) -> Result<(), Errno> {
+    let once = || {
+        move_mount(
+            tree,
+            c"",
+            CWD,
+            target,
+            THIS | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS,
+        )
+    };
+    match once() {
+        Err(Errno::NOENT) => {
+            make_target(target, missing)?;
+            once()
+        }
+        result => result,
+    }
+}
+
+/// Makes a mount's target, and the directories that lead there.
+pub fn make_target(target: &CStr, missing: Missing) -> Result<(), Errno> {
+    let path = target.to_bytes();
+    let parent_end = path.iter().rposition(|&b| b == b'/').unwrap_or(0);
+    let parent = make_directories(&path[..parent_end])?;
+    let mut buffer = [0; libc::PATH_MAX as usize];
+    let name = c_string(&path[parent_end..], &mut buffer)?;
+    let name =
+        CStr::from_bytes_with_nul(name.to_bytes_with_nul().strip_prefix(b"/").unwrap_or(b"\0"))
+            .map_err(|_| Errno::INVAL)?;
+    let made = match missing {
+        Missing::Directory => mkdirat(&parent, name, MODE),
+        Missing::File => {
+            let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            openat(&parent, name, create, Mode::from_raw_mode(0o644)).map(drop)
+        }
+    };
+    match made {
+        Err(Errno::EXIST) => Ok(()),
+        made => made,
+    }
+}
+
+/// Opens a directory inside the root, making each that is missing on the way. Links are followed inside the root.
+fn make_directories(path: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut buffer = [0; libc::PATH_MAX as usize];
+    let open_at = |path: &CStr| openat2(CWD, path, flags, Mode::empty(), INSIDE);
+    let mut current = open_at(c"/")?;
+    let mut end = 0;
+    while end < path.len() {
+        let start = end + 1;
+        end = path[start..]
+            .iter()
+            .position(|&b| b == b'/')
+            .map_or(path.len(), |n| start + n);
+        if start == end {
+            continue;
+        }
+        let so_far = c_string(&path[..end], &mut buffer)?;
+        current = match open_at(so_far) {
+            Err(Errno::NOENT) => {
+                let mut name = [0; 256];
+                let name = c_string(&path[start..end], &mut name)?;
+                match mkdirat(&current, name, MODE) {
+                    Err(Errno::EXIST) => {}
+                    made => made?,
+                }
+                open_at(so_far)?
+            }
+            opened => opened?,
+        };
+    }
+    Ok(current)
+}
+
+fn c_string<'a>(bytes: &[u8], buffer: &'a mut [u8]) -> Result<&'a CStr, Errno> {
+    let room = buffer.get_mut(..=bytes.len()).ok_or(Errno::NAMETOOLONG)?;
+    let (text, end) = room.split_at_mut(bytes.len());
+    text.copy_from_slice(bytes);
+    end.fill(0);
+    CStr::from_bytes_with_nul(room).map_err(|_| Errno::INVAL)
+}
+
+/// The directory to work from, the path from there, and the way to get there.
+fn locate<'a>(place: &'a Place, state: &State) -> Result<(BorrowedFd<'static>, &'a CStr), Errno> {
+    match place.slot {
+        Some(slot) => Ok((state.slot(slot)?, &place.path)),
+        None => Ok((CWD, &place.path)),
+    }
+}
+
+pub fn make_directory(place: &Place, state: &State) -> Result<(), Errno> {
+    match place.slot {
+        Some(slot) => match mkdirat(state.slot(slot)?, &place.path, MODE) {
+            Err(Errno::EXIST) => Ok(()),
+            made => made,
+        },
+        None => make_target(&place.path, Missing::Directory),
+    }
+}
+
+/// The directory something is to be made in, by a descriptor that no link can move.
+fn parent_of<'a>(place: &'a Place, state: &State) -> Result<(Parent, &'a CStr), Errno> {
+    let bytes = place.path.to_bytes_with_nul();
+    let slash = bytes.iter().rposition(|&b| b == b'/');
+    match (place.slot, slash) {
+        (Some(slot), None) => Ok((Parent::Kept(state.slot(slot)?), &place.path)),
+        (None, Some(slash)) => {
+            let name = CStr::from_bytes_with_nul(&bytes[slash + 1..]).map_err(|_| Errno::INVAL)?;
+            Ok((Parent::Opened(make_directories(&bytes[..slash])?), name))
+        }
+        _ => Err(Errno::INVAL),
+    }
+}
+
+enum Parent {
+    Kept(BorrowedFd<'static>),
+    Opened(OwnedFd),
+}
+
+impl AsFd for Parent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Parent::Kept(fd) => *fd,
+            Parent::Opened(fd) => fd.as_fd(),
+        }
+    }
+}
+
+pub fn make_device(
+    place: &Place,
+    state: &State,
+    mode: u32,
+    device: u64,
+    owner: Option<(u32, u32)>,
+) -> Result<(), Errno> {
+    let (parent, name) = parent_of(place, state)?;
+    let kind = FileType::from_raw_mode(mode);
+    match mknodat(&parent, name, kind, Mode::from_raw_mode(mode), device) {
+        // One that the image or an earlier run left.
+        Err(Errno::EXIST) => return Ok(()),
+        made => made?,
+    }
+    match owner {
+        Some((uid, gid)) => {
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            chownat(
+                &parent,
+                name,
+                Some(uid),
+                Some(gid),
+                AtFlags::SYMLINK_NOFOLLOW,
+            )
+        }
+        None => Ok(()),
+    }
+}
+
+pub fn link(place: &Place, target: &CStr, state: &State) -> Result<(), Errno> {
+    let (parent, name) = parent_of(place, state)?;
+    match symlinkat(target, &parent, name) {
+        Err(Errno::EXIST) => Ok(()),
+        made => made,
+    }
+}
+
+pub fn sysctl(place: &Place, value: &[u8], state: &State) -> Result<(), Errno> {
+    let (directory, path) = locate(place, state)?;
+    write(directory, path, value)
+}
+
+pub fn write(directory: BorrowedFd, path: &CStr, data: &[u8]) -> Result<(), Errno> {
+    let file = openat(
+        directory,
+        path,
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    match write_some(file, data)? {
+        written if written == data.len() => Ok(()),
+        _ => Err(Errno::IO),
+    }
+}
+
+/// Hides a path: a directory is empty, anything else reads as empty. What is missing needs no hiding.
+pub fn mask(place: &Place, state: &mut State) -> Result<(), Errno> {
+    let target = Target::open(place, state)?;
+    let Some(target) = target else { return Ok(()) };
+    let file = match state.masks.file.take() {
+        Some(file) => file,
+        None => sys::leak(match state.slots[Slot::Dev as usize] {
+            Some(dev) => open_tree(dev, c"null", CLONE)?,
+            None => clone_of_null()?,
+        }),
+    };
+    let mounted = target.mount(file);
+    if mounted.is_err() {
+        // It may hide another.
+        state.masks.file = Some(file);
+    }
+    match mounted {
+        Err(Errno::NOTDIR) => {}
+        Err(Errno::NOENT) => return Ok(()),
+        mounted => return mounted,
+    }
+    match state.masks.directory {
+        Some(directory) => {
+            let empty = open_tree(directory, c"", CLONE | OpenTreeFlags::AT_EMPTY_PATH)?;
+            target.mount(sys::leak(empty))
+        }
+        None => {
+            let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+            fsconfig_set_string(&context, c"size", c"0")?;
+            fsconfig_create(&context)?;
+            let read_only = rustix::mount::MountAttrFlags::MOUNT_ATTR_RDONLY;
+            let empty = sys::leak(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, read_only)?);
+            target.mount(empty)?;
+            state.masks.directory = Some(empty);
+            Ok(())
+        }
+    }
+}
+
+/// /dev/null where /dev is not a mount of ours: an image may have put something else there.
+fn clone_of_null() -> Result<OwnedFd, Errno> {
+    let null = openat2(
+        CWD,
+        c"/dev/null",
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        INSIDE,
+    )?;
+    let found = rustix::fs::fstat(&null)?;
+    let is_device = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice;
+    if !is_device || found.st_rdev != rustix::fs::makedev(1, 3) {
+        return Err(Errno::NODEV);
+    }
+    open_tree(&null, c"", CLONE | OpenTreeFlags::AT_EMPTY_PATH)
+}
+
+/// Where something is to be mounted: below a mount of ours by name, elsewhere by a descriptor.
+enum Target<'a> {
+    Below(BorrowedFd<'static>, &'a CStr),
+    Opened(OwnedFd),
+}
+
+impl<'a> Target<'a> {
+    /// None: there is nothing.
+    fn open(place: &'a Place, state: &State) -> Result<Option<Target<'a>>, Errno> {
+        match place.slot {
+            Some(slot) => Ok(Some(Target::Below(state.slot(slot)?, &place.path))),
+            None => {
+                match openat2(
+                    CWD,
+                    &place.path,
+                    OFlags::PATH | OFlags::CLOEXEC,
+                    Mode::empty(),
+                    INSIDE,
+                ) {
+                    Ok(target) => Ok(Some(Target::Opened(target))),
+                    Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    fn mount(&self, tree: BorrowedFd) -> Result<(), Errno> {
+        let to_this = THIS | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        match self {
+            Target::Below(directory, path) => move_mount(tree, c"", directory, *path, THIS),
+            Target::Opened(target) => move_mount(tree, c"", target, c"", to_this),
+        }
+    }
+
+    /// A copy of what is there, with all that is mounted below.
+    fn clone_tree(&self) -> Result<OwnedFd, Errno> {
+        let whole = CLONE | OpenTreeFlags::AT_RECURSIVE;
+        match self {
+            Target::Below(directory, path) => {
+                open_tree(directory, *path, whole | OpenTreeFlags::AT_SYMLINK_NOFOLLOW)
+            }
+            Target::Opened(target) => open_tree(target, c"", whole | OpenTreeFlags::AT_EMPTY_PATH),
+        }
+    }
+}
+
+/// Mounts a path over itself, so that nothing can be written through it. What is missing needs no protection.
+pub fn read_only(place: &Place, state: &State) -> Result<(), Errno> {
+    let Some(target) = Target::open(place, state)? else {
+        return Ok(());
+    };
+    let tree = match target.clone_tree() {
+        Err(Errno::NOENT) => return Ok(()),
+        tree => tree?,
+    };
+    let attributes = MountAttributes {
+        set: READ_ONLY,
+        ..MountAttributes::default()
+    };
+    sys::mount_setattr(
+        tree.as_fd(),
+        c"",
+        libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+        &attributes,
+    )?;
+    target.mount(sys::leak(tree))
+}
+
+pub fn working_directory(path: &CStr) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = match openat2(CWD, path, flags, Mode::empty(), INSIDE) {
+        Err(Errno::NOENT) => make_directories(path.to_bytes())?,
+        opened => opened?,
+    };
+    fchdir(&directory)
+}

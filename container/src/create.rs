@@ -1,0 +1,131 @@
+//! What a container is made from.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::spec::Spec;
+
+/// All that [`Container::create`](crate::Container::create) needs.
+pub struct Create<'a> {
+    /// Its name, for errors.
+    pub id: &'a str,
+    /// Its configuration.
+    pub spec: &'a Spec,
+    /// Where its root filesystem comes from.
+    pub rootfs: Rootfs,
+    /// The directory of its control group (cgroup v2), which is made; one that exists must be empty of processes. None:
+    /// it shares its parent's, and limits are refused.
+    pub cgroup: Option<PathBuf>,
+    /// Its standard input, output and error.
+    pub stdio: Stdio,
+    /// Process 1 is a small reaper of ours, and the program its child.
+    pub init: bool,
+}
+
+/// Where the root filesystem comes from. It is mounted in the container's own mount namespace: when that ends, nothing is
+/// left to unmount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rootfs {
+    /// A directory, as it is.
+    Directory(PathBuf),
+    /// A writable layer over an image.
+    Overlay {
+        /// The image, which is only read.
+        lower: Lower,
+        /// Where changes go.
+        upper: Upper,
+    },
+}
+
+/// An image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lower {
+    /// A block device with an EROFS filesystem.
+    BlockDevice(PathBuf),
+    /// A file with an EROFS filesystem (Linux 6.12 or later).
+    ErofsFile(PathBuf),
+    /// A directory.
+    Directory(PathBuf),
+}
+
+/// A writable layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upper {
+    /// In memory, gone with the container.
+    Tmpfs {
+        /// Its size in bytes; none: half the memory.
+        size_bytes: Option<u64>,
+    },
+    /// A block device with an ext4 filesystem.
+    Disk(PathBuf),
+    /// A directory for this container alone, on a filesystem that can be an overlay's upper.
+    Directory(PathBuf),
+}
+
+/// What a program's standard input, output and error are.
+#[derive(Debug)]
+pub enum Stdio {
+    /// `/dev/null`.
+    Null,
+    /// What this process has.
+    Inherit,
+    /// The program's ends of pipes, or files.
+    Files {
+        /// Read from.
+        stdin: OwnedFd,
+        /// Written to.
+        stdout: OwnedFd,
+        /// Written to.
+        stderr: OwnedFd,
+    },
+    /// A new terminal of the container's own devpts; its master is [`Container::take_terminal`]'s.
+    ///
+    /// [`Container::take_terminal`]: crate::Container::take_terminal
+    Terminal(TerminalSize),
+}
+
+/// A terminal's size in characters; zero: unknown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
+/// Our ends of a program's pipes.
+#[derive(Debug)]
+pub struct Pipes {
+    /// Written to; closing it is the program's end of file.
+    pub stdin: OwnedFd,
+    /// Read from.
+    pub stdout: OwnedFd,
+    /// Read from.
+    pub stderr: OwnedFd,
+}
+
+impl Stdio {
+    /// Three new pipes: the program's ends, and ours.
+    pub fn pipes() -> io::Result<(Stdio, Pipes)> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC);
+        let (stdin, our_stdin) = pipe()?;
+        let (our_stdout, stdout) = pipe()?;
+        let (our_stderr, stderr) = pipe()?;
+        let ours = Pipes {
+            stdin: our_stdin,
+            stdout: our_stdout,
+            stderr: our_stderr,
+        };
+        Ok((
+            Stdio::Files {
+                stdin,
+                stdout,
+                stderr,
+            },
+            ours,
+        ))
+    }
+}

@@ -1,0 +1,90 @@
+//! What can go wrong, said so that its reader can mend it.
+
+use std::io;
+
+/// Why something could not be done with a container.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration asks for what cannot be. Nothing was started.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// The member, as a path in the JSON document (`linux.namespaces[2].path`).
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A step failed. What was started was ended.
+    #[error("cannot {step} {object}: {source}")]
+    Step {
+        /// What was done (`mount`, `write`).
+        step: &'static str,
+        /// To what.
+        object: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The program is not there: a shell says 127.
+    #[error("there is no program {program} in the container")]
+    NotFound {
+        /// As it was named.
+        program: String,
+    },
+    /// The program is there but cannot be executed: a shell says 126.
+    #[error("cannot execute {program}: {source}")]
+    NotExecutable {
+        /// As it was named.
+        program: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The container's first process ended before it was told to start.
+    #[error("container {id} ended before it was started; it was killed, or memory ran out")]
+    Ended {
+        /// Which container.
+        id: String,
+    },
+    /// It can be started only once.
+    #[error("container {id} was started already")]
+    Started {
+        /// Which container.
+        id: String,
+    },
+    /// It has no control group, and that is what was asked for works by.
+    #[error("cannot {step} container {id}: it has no control group of its own")]
+    NoCgroup {
+        /// What was asked for.
+        step: &'static str,
+        /// Which container.
+        id: String,
+    },
+}
+
+impl Error {
+    /// The exit code of Docker's command line for this failure: 127, 126, or 125 for what is not the program's fault.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::NotFound { .. } => 127,
+            Error::NotExecutable { .. } => 126,
+            _ => 125,
+        }
+    }
+
+    pub(crate) fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Error {
+        Error::Invalid {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+
+    pub(crate) fn step(
+        step: &'static str,
+        object: impl Into<String>,
+        source: impl Into<io::Error>,
+    ) -> Error {
+        Error::Step {
+            step,
+            object: object.into(),
+            source: source.into(),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Further programs in a running container.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use crate::child::{self, Message};
+use crate::container::{Container, Started, failure, fork};
+use crate::create::Stdio;
+use crate::error::Error;
+use crate::plan::{Operation as O, Plan};
+use crate::prepare::{self, Tail};
+use crate::spec::Process;
+use crate::sys;
+
+/// A program that was executed in a container that runs.
+#[derive(Debug)]
+pub struct Exec {
+    pid: Pid,
+    pidfd: OwnedFd,
+    terminal: Option<OwnedFd>,
+}
+
+impl Exec {
+    /// Executes a program in a container, as a child of the calling process: in all of the container's namespaces, in its
+    /// control group, under its seccomp filter. Returns when the program runs.
+    pub(crate) fn start(
+        container: &Container,
+        process: &Process,
+        stdio: Stdio,
+    ) -> Result<Exec, Error> {
+        prepare::check_terminal(process, &stdio)?;
+        let available = match container.namespaces & libc::CLONE_NEWUSER {
+            0 => prepare::available_capabilities()?,
+            _ => crate::capabilities::ALL,
+        };
+        let tail = Tail::prepare(process, container.seccomp.clone(), available)?;
+
+        // What the container's processes may look into must hold nothing: no memory of ours, no descriptors.
+        let mut operations = vec![O::Undumpable];
+        prepare::oom_score(process, &mut operations);
+        let namespace = container
+            .pidfd()
+            .try_clone_to_owned()
+            .map_err(|e| Error::step("copy", "a descriptor", e))?;
+        let flags = container.namespaces & !libc::CLONE_NEWPID;
+        operations.push(O::Join {
+            namespace,
+            flags,
+            name: format!("those of container {}", container.id()),
+        });
+        if flags & libc::CLONE_NEWUSER != 0 {
+            operations.push(O::BecomeRoot);
+        }
+        tail.open_terminal(&stdio, false, &mut operations);
+        tail.enter_directory(&mut operations);
+        let (program, identity) = tail.become_program(stdio, false, false, &mut operations)?;
+        let plan = Plan {
+            operations,
+            program,
+            identity,
+        };
+
+        let pids = (container.namespaces & libc::CLONE_NEWPID != 0).then(|| container.pidfd());
+        let Started {
+            pid,
+            pidfd,
+            channel,
+            plan,
+        } = fork(plan, 0, None, pids)?;
+        let mut exec = Exec {
+            pid,
+            pidfd,
+            terminal: None,
+        };
+        loop {
+            match child::receive(&channel)
+                .map_err(|e| Error::step("hear from", "the process", e))?
+            {
+                Message::Terminal(master) => exec.terminal = Some(master),
+                Message::Failed { operation, error } => {
+                    return Err(failure(&plan, operation, error));
+                }
+                Message::Ready => {}
+                Message::Gone => return Ok(exec),
+            }
+        }
+    }
+
+    /// Its number, as the process sees it that executed it.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Readable when it has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// The master of its terminal, if it has one.
+    pub fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    /// Sends it a signal. One that has ended is no error.
+    pub fn kill(&self, signal: i32) -> Result<(), Error> {
+        match sys::pidfd_send_signal(self.pidfd.as_fd(), signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(Error::step(
+                "send a signal to",
+                format!("process {}", self.pid),
+                error,
+            )),
+        }
+    }
+}

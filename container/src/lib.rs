@@ -1,0 +1,31 @@
+//! OCI containers from Linux namespaces and control groups: one implementation, for the host's kernel and for the guest's.
+//!
+//! A container is created in three steps. All of its configuration is checked and made into a list of operations
+//! (`plan`), before anything is started. One clone3(2) makes its first process, in its namespaces and in its control group,
+//! and that carries the list out (`child`). Then it waits for [`Container::start`], and becomes the program.
+//!
+//! Nothing here waits for processes to end: whoever creates containers is their parent, and may have other children. See
+//! [`Exit`] for what wait(2) tells.
+
+#![deny(unsafe_code)]
+
+pub mod capabilities;
+mod child;
+mod container;
+mod create;
+mod error;
+mod exec;
+mod namespaces;
+mod plan;
+mod prepare;
+pub mod spec;
+mod status;
+#[allow(unsafe_code)]
+mod sys;
+mod users;
+
+pub use container::Container;
+pub use create::{Create, Lower, Pipes, Rootfs, Stdio, TerminalSize, Upper};
+pub use error::Error;
+pub use exec::Exec;
+pub use status::Exit;

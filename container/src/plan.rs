@@ -1,0 +1,329 @@
+//! What the first process of a container does before it becomes the program: a list of operations, made by the parent, where
+//! memory may be allocated and a failure costs nothing yet.
+//!
+//! The child carries the list out (`child`) and, should one operation fail, reports its place in the list and the error's
+//! number. What that was, in words, the parent finds here.
+
+use std::ffi::{CString, c_int};
+use std::os::fd::OwnedFd;
+
+use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
+use rustix::process::{Resource, Rlimit};
+
+use crate::sys::{Instruction, MountAttributes, Strings};
+use crate::users::Wanted;
+
+/// The operations, and what they need that is not an operation's own.
+#[derive(Debug)]
+pub struct Plan {
+    pub operations: Vec<Operation>,
+    pub program: Program,
+    pub identity: Identity,
+}
+
+impl Plan {
+    /// What is left when the child waits at the gate: nothing that holds a descriptor.
+    pub fn after_the_gate(mut self) -> Plan {
+        let gate = self
+            .operations
+            .iter()
+            .position(|o| matches!(o, Operation::Ready { gate: true }));
+        // Their places are kept, for those are what the child reports.
+        for operation in self.operations.iter_mut().take(gate.unwrap_or(0)) {
+            *operation = Operation::CloseOthers;
+        }
+        self
+    }
+
+    /// What an operation does and to what, for the error of its failure.
+    pub fn describe(&self, operation: usize) -> (&'static str, String) {
+        match self.operations.get(operation) {
+            Some(operation) => operation.describe(),
+            None => ("prepare", "the container".into()),
+        }
+    }
+}
+
+/// How the slot for the home directory begins in the environment.
+pub const HOME: &[u8] = b"HOME=";
+
+/// The program to become.
+#[derive(Debug)]
+pub struct Program {
+    /// As it was named.
+    pub name: String,
+    /// Where it may be, in the order to try.
+    pub candidates: Vec<CString>,
+    pub args: Strings,
+    pub env: Strings,
+    /// `env` has no HOME but a slot for it.
+    pub wants_home: bool,
+}
+
+/// Who to be, as far as it is known before the image's user database is read.
+#[derive(Debug)]
+pub struct Identity {
+    pub wanted: Wanted,
+    /// The groups of `process.user.additionalGids`.
+    pub additional: Vec<u32>,
+}
+
+/// Descriptors that later operations work by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    Proc,
+    Sys,
+    Dev,
+}
+
+/// What to make where a mount's target is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    Directory,
+    File,
+}
+
+/// A place below one of our own mounts, by its descriptor, or anywhere in the container, by its path.
+#[derive(Debug)]
+pub struct Place {
+    pub slot: Option<Slot>,
+    /// Relative to the slot, or absolute.
+    pub path: CString,
+}
+
+/// A filesystem to mount, by mount(2): one call.
+#[derive(Debug)]
+pub struct Mount {
+    pub source: CString,
+    pub kind: CString,
+    pub target: CString,
+    pub flags: MountFlags,
+    pub data: CString,
+    /// What the target holds is copied into it.
+    pub copy_up: bool,
+}
+
+/// A filesystem to mount by a descriptor of it.
+#[derive(Debug)]
+pub struct MountKept {
+    pub kind: CString,
+    pub options: Vec<(CString, Option<CString>)>,
+    pub attributes: MountAttrFlags,
+    pub target: CString,
+    pub slot: Slot,
+}
+
+/// Capabilities, bit n for number n.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CapabilitySets {
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+    pub ambient: u64,
+}
+
+#[derive(Debug)]
+pub enum Operation {
+    /// Waits until the parent has done what only it can: the user namespace's mappings.
+    AwaitParent,
+    Undumpable,
+    Join {
+        namespace: OwnedFd,
+        flags: c_int,
+        name: String,
+    },
+    Unshare {
+        flags: c_int,
+        name: &'static str,
+    },
+    /// Becomes user and group 0 of its new user namespace.
+    BecomeRoot,
+    /// A file of the host's /proc, before that is left behind.
+    Write {
+        path: CString,
+        data: Vec<u8>,
+    },
+    /// Nothing that is mounted from here on is seen outside.
+    PrivateMounts,
+    /// Goes to a tree of mounts that the parent opened.
+    EnterTree {
+        tree: OwnedFd,
+        name: String,
+    },
+    /// Goes to what it mounts over everything.
+    EnterMount {
+        source: CString,
+        kind: CString,
+        flags: MountFlags,
+        data: CString,
+    },
+    /// Makes an overlay of `lower` in the current directory and goes there.
+    Overlay {
+        source: CString,
+        kind: CString,
+        flags: MountFlags,
+        data: CString,
+    },
+    /// The current directory becomes the root, and what was the root is gone.
+    Pivot,
+    Propagate {
+        flags: MountPropagationFlags,
+        target: CString,
+    },
+    Mount(Mount),
+    /// A mount whose root later operations work below, so that no link is followed to get there.
+    MountKept(MountKept),
+    Attach {
+        tree: OwnedFd,
+        target: CString,
+        missing: Missing,
+        source: String,
+    },
+    MakeDirectory {
+        place: Place,
+    },
+    Device {
+        place: Place,
+        mode: u32,
+        device: u64,
+        owner: Option<(u32, u32)>,
+    },
+    Link {
+        place: Place,
+        target: CString,
+    },
+    Attributes {
+        target: CString,
+        attributes: MountAttributes,
+        flags: c_int,
+    },
+    Sysctl {
+        place: Place,
+        value: Vec<u8>,
+    },
+    Hostname(Vec<u8>),
+    Domainname(Vec<u8>),
+    Mask {
+        place: Place,
+    },
+    ReadOnly {
+        place: Place,
+    },
+    Terminal {
+        rows: u16,
+        columns: u16,
+        console: bool,
+    },
+    WorkingDirectory {
+        path: CString,
+    },
+    /// Standard input, output and error. None: as they are.
+    Stdio {
+        files: Option<[OwnedFd; 3]>,
+    },
+    /// Keeps no descriptor but the standard ones and the channel to the parent.
+    CloseOthers,
+    Session {
+        terminal: bool,
+    },
+    Rlimit {
+        resource: Resource,
+        limit: Rlimit,
+        name: String,
+    },
+    Umask(u32),
+    LookUpUser,
+    BoundingSet {
+        dropped: u64,
+    },
+    BecomeUser {
+        keep_capabilities: bool,
+    },
+    /// Tells the parent that all is ready, with the terminal if there is one, and waits for the start if there is a gate.
+    Ready {
+        gate: bool,
+    },
+    NoNewPrivileges,
+    Seccomp {
+        program: Vec<Instruction>,
+        flags: u32,
+    },
+    Capabilities(CapabilitySets),
+    /// Leaves process 1 to reap, and goes on in a child of it.
+    Init,
+    Execute,
+}
+
+impl Operation {
+    fn describe(&self) -> (&'static str, String) {
+        use Operation as O;
+        let path = |path: &CString| path.to_string_lossy().into_owned();
+        match self {
+            O::AwaitParent => ("map users into", "the user namespace".into()),
+            O::Undumpable => ("protect", "the process from its neighbours".into()),
+            O::Join { name, .. } => ("join namespace", name.clone()),
+            O::Unshare { name, .. } => ("make a namespace for", (*name).into()),
+            O::BecomeRoot => ("become user 0 of", "the user namespace".into()),
+            O::Write { path: p, .. } => ("write", path(p)),
+            O::PrivateMounts => ("make private", "the mounts of the new namespace".into()),
+            O::EnterTree { name, .. } => ("mount the root filesystem from", name.clone()),
+            O::EnterMount { source, .. } => ("mount the writable layer from", path(source)),
+            O::Overlay { source, .. } => ("mount the root filesystem's overlay on", path(source)),
+            O::Pivot => ("pivot to", "the root filesystem".into()),
+            O::Propagate { target, .. } => ("change the propagation of", path(target)),
+            O::Mount(Mount { target, kind, .. }) => {
+                ("mount", format!("{} on {}", path(kind), path(target)))
+            }
+            O::MountKept(MountKept { target, kind, .. }) => {
+                ("mount", format!("{} on {}", path(kind), path(target)))
+            }
+            O::Attach { target, source, .. } => ("mount", format!("{source} on {}", path(target))),
+            O::MakeDirectory { place } => ("make directory", place.name()),
+            O::Device { place, .. } => ("make device", place.name()),
+            O::Link { place, .. } => ("make symbolic link", place.name()),
+            O::Attributes { target, .. } => ("change the mount at", path(target)),
+            O::Sysctl { place, .. } => ("set kernel parameter", place.name()),
+            O::Hostname(name) => ("set host name", String::from_utf8_lossy(name).into_owned()),
+            O::Domainname(name) => (
+                "set domain name",
+                String::from_utf8_lossy(name).into_owned(),
+            ),
+            O::Mask { place } => ("mask", place.name()),
+            O::ReadOnly { place } => ("make read-only", place.name()),
+            O::Terminal { .. } => (
+                "open a terminal through",
+                "/dev/pts/ptmx of the container".into(),
+            ),
+            O::WorkingDirectory { path: p } => ("enter working directory", path(p)),
+            O::Stdio { .. } => ("connect", "standard input, output and error".into()),
+            O::CloseOthers => ("close", "inherited descriptors".into()),
+            O::Session { .. } => ("start", "a session".into()),
+            O::Rlimit { name, .. } => ("set limit", name.clone()),
+            O::Umask(mask) => ("set umask", format!("{mask:04o}")),
+            O::LookUpUser => (
+                "find in /etc/passwd and /etc/group of the container:",
+                "user".into(),
+            ),
+            O::BoundingSet { .. } => ("limit", "the bounding set of capabilities".into()),
+            O::BecomeUser { .. } => ("become", "the user of the program".into()),
+            O::Ready { .. } => ("report to", "the parent".into()),
+            O::NoNewPrivileges => ("set", "no_new_privs".into()),
+            O::Seccomp { .. } => ("load", "the seccomp filter".into()),
+            O::Capabilities { .. } => ("set", "the capabilities".into()),
+            O::Init => ("fork from", "the init process".into()),
+            O::Execute => ("execute", "the program".into()),
+        }
+    }
+}
+
+impl Place {
+    fn name(&self) -> String {
+        let path = self.path.to_string_lossy();
+        match self.slot {
+            Some(Slot::Proc) => format!("/proc/{path}"),
+            Some(Slot::Sys) => format!("/sys/{path}"),
+            Some(Slot::Dev) => format!("/dev/{path}"),
+            None => path.into_owned(),
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! From a configuration to the plan of what the child does: everything is read and checked here, before anything is started.
+//!
+//! The order of the operations, and why it is that order, is told in docs/containers.md.
+
+mod devices;
+mod mounts;
+mod options;
+mod process;
+mod rootfs;
+mod sysctl;
+
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+
+use crate::create::{Create, Stdio};
+use crate::error::Error;
+use crate::namespaces::Namespaces;
+use crate::plan::{Operation as O, Place, Plan, Slot};
+use crate::spec::{Linux, NamespaceKind, Process, Spec};
+use crate::sys::Instruction;
+
+pub(crate) use process::{Tail, available_capabilities};
+
+/// A configuration that was read.
+pub(crate) struct Prepared {
+    pub plan: Plan,
+    pub namespaces: Namespaces,
+    /// The compiled filter, for programs executed later.
+    pub seccomp: Option<Filter>,
+}
+
+/// A seccomp filter.
+#[derive(Debug, Clone)]
+pub(crate) struct Filter {
+    pub program: Vec<Instruction>,
+    pub flags: u32,
+}
+
+/// Reads and checks all of the configuration.
+pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
+    let spec = create.spec;
+    let none = Linux::default();
+    let linux = spec.linux.as_ref().unwrap_or(&none);
+    let process = check(spec, linux)?;
+    let namespaces = Namespaces::read(linux)?;
+    let stdio = std::mem::replace(&mut create.stdio, Stdio::Null);
+    check_terminal(process, &stdio)?;
+
+    let mut operations = Vec::with_capacity(128);
+    enter_namespaces(&namespaces, linux, &mut operations)?;
+    oom_score(process, &mut operations);
+    operations.push(O::Umask(0));
+    rootfs::enter(&create.rootfs, spec, &namespaces, &mut operations)?;
+    let layout = mounts::mount(spec, &namespaces, &mut operations)?;
+    devices::make(
+        linux,
+        process.terminal,
+        &namespaces,
+        &layout,
+        &mut operations,
+    )?;
+    // In a user namespace of its own it has all.
+    let available = match namespaces.is_new(NamespaceKind::User) {
+        true => crate::capabilities::ALL,
+        false => available_capabilities()?,
+    };
+    let seccomp = None;
+    let tail = Tail::prepare(process, seccomp.clone(), available)?;
+    tail.open_terminal(&stdio, true, &mut operations);
+    sysctl::set(linux, &namespaces, &layout, &mut operations)?;
+    if let Some(name) = host_name("hostname", spec.hostname.as_deref(), &namespaces)? {
+        operations.push(O::Hostname(name));
+    }
+    if let Some(name) = host_name("domainname", spec.domainname.as_deref(), &namespaces)? {
+        operations.push(O::Domainname(name));
+    }
+    tail.enter_directory(&mut operations);
+    for (i, path) in linux.readonly_paths.iter().enumerate() {
+        let place = layout.place(&format!("linux.readonlyPaths[{i}]"), path)?;
+        operations.push(O::ReadOnly { place });
+    }
+    for (i, path) in linux.masked_paths.iter().enumerate() {
+        let place = layout.place(&format!("linux.maskedPaths[{i}]"), path)?;
+        operations.push(O::Mask { place });
+    }
+    layout.finish(spec, linux, &mut operations)?;
+    let (program, identity) = tail.become_program(stdio, true, create.init, &mut operations)?;
+    let plan = Plan {
+        operations,
+        program,
+        identity,
+    };
+    Ok(Prepared {
+        plan,
+        namespaces,
+        seccomp,
+    })
+}
+
+/// The configuration and its caller must agree about the terminal.
+pub(crate) fn check_terminal(process: &Process, stdio: &Stdio) -> Result<(), Error> {
+    match (process.terminal, matches!(stdio, Stdio::Terminal(_))) {
+        (true, false) => Err(Error::invalid(
+            "process.terminal",
+            "is true, but no terminal is given",
+        )),
+        (false, true) => Err(Error::invalid(
+            "process.terminal",
+            "is false, but a terminal is given",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Written through the host's /proc, before that is left behind.
+pub(crate) fn oom_score(process: &Process, operations: &mut Vec<O>) {
+    if let Some(score) = process.oom_score_adj {
+        let data = score.to_string().into_bytes();
+        operations.push(O::Write {
+            path: c"/proc/self/oom_score_adj".into(),
+            data,
+        });
+    }
+}
+
+/// What is wrong whatever else is said.
+fn check<'a>(spec: &'a Spec, linux: &Linux) -> Result<&'a Process, Error> {
+    let version = spec.oci_version.as_str();
+    if !version.starts_with("1.") {
+        return Err(Error::invalid(
+            "ociVersion",
+            format!("{version:?} is not a version 1 of the specification"),
+        ));
+    }
+    let refuse = |field: &str, why: &str| Err(Error::invalid(field, why));
+    let empty =
+        |value: &serde_json::Value| value.as_array().is_some_and(Vec::is_empty) || value.is_null();
+    if spec
+        .hooks
+        .as_ref()
+        .is_some_and(|hooks| !hooks.values().all(empty))
+    {
+        return refuse(
+            "hooks",
+            "hooks are not supported; run the programs before and after",
+        );
+    }
+    if linux
+        .mount_label
+        .as_ref()
+        .is_some_and(|label| !label.is_empty())
+    {
+        return refuse("linux.mountLabel", "SELinux is not supported");
+    }
+    if linux.intel_rdt.is_some() {
+        return refuse("linux.intelRdt", "Intel RDT is not supported");
+    }
+    if linux.personality.is_some() {
+        return refuse(
+            "linux.personality",
+            "the execution domain cannot be changed",
+        );
+    }
+    if linux.seccomp.is_some() {
+        return refuse("linux.seccomp", "filters are not supported");
+    }
+    if linux.resources.is_some() {
+        return refuse("linux.resources", "limits are not supported");
+    }
+    spec.process
+        .as_ref()
+        .ok_or_else(|| Error::invalid("process", "there is no program to run"))
+}
+
+fn enter_namespaces(
+    namespaces: &Namespaces,
+    linux: &Linux,
+    operations: &mut Vec<O>,
+) -> Result<(), Error> {
+    if namespaces.is_new(NamespaceKind::User) {
+        operations.push(O::AwaitParent);
+    }
+    if namespaces.joined(NamespaceKind::Pid).is_some() {
+        operations.push(O::Undumpable);
+    }
+    // The process namespace is the parent's to join, for its children.
+    for joined in namespaces
+        .joined
+        .iter()
+        .filter(|joined| joined.kind != NamespaceKind::Pid)
+    {
+        let namespace = joined
+            .namespace
+            .try_clone()
+            .map_err(|e| Error::step("open", &*joined.path, e))?;
+        let name = joined.path.clone();
+        operations.push(O::Join {
+            namespace,
+            flags: joined.kind.flag(),
+            name,
+        });
+    }
+    if namespaces.is_new(NamespaceKind::User) {
+        operations.push(O::BecomeRoot);
+    }
+    for (kind, name) in [
+        (NamespaceKind::Cgroup, "the control groups"),
+        (NamespaceKind::Time, "clocks"),
+    ] {
+        if namespaces.is_new(kind) {
+            operations.push(O::Unshare {
+                flags: kind.flag(),
+                name,
+            });
+        }
+    }
+    if !linux.time_offsets.is_empty() {
+        let line = |(clock, offset): (&String, &crate::spec::TimeOffset)| {
+            format!("{clock} {} {}\n", offset.secs, offset.nanosecs)
+        };
+        let data = linux
+            .time_offsets
+            .iter()
+            .map(line)
+            .collect::<String>()
+            .into_bytes();
+        operations.push(O::Write {
+            path: c"/proc/self/timens_offsets".into(),
+            data,
+        });
+    }
+    Ok(())
+}
+
+fn host_name(
+    field: &str,
+    name: Option<&str>,
+    namespaces: &Namespaces,
+) -> Result<Option<Vec<u8>>, Error> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
+    if !namespaces.has(NamespaceKind::Uts) {
+        return Err(Error::invalid(
+            field,
+            "there is no UTS namespace, so the name would be the host's",
+        ));
+    }
+    if name.len() > 64 || name.contains('\0') {
+        return Err(Error::invalid(
+            field,
+            "a name has at most 64 bytes, none of them NUL",
+        ));
+    }
+    Ok(Some(name.as_bytes().to_vec()))
+}
+
+/// Which mounts later operations can work below.
+#[derive(Debug, Default)]
+pub(crate) struct Layout {
+    proc: bool,
+    sys: bool,
+    dev: bool,
+    /// /dev is not the image's own: a bind mount of somebody's.
+    foreign_dev: bool,
+    /// /dev is made read-only when all is made in it.
+    late_read_only: Vec<(CString, crate::sys::MountAttributes)>,
+}
+
+impl Layout {
+    /// The way to an absolute path, by the mounts that are ours.
+    fn place(&self, field: &str, path: &str) -> Result<Place, Error> {
+        let path = absolute(field, path)?;
+        let below = |mount: &str| path.strip_prefix(mount).filter(|rest| !rest.is_empty());
+        let slots = [
+            (self.proc, Slot::Proc, "/proc/"),
+            (self.sys, Slot::Sys, "/sys/"),
+            (self.dev, Slot::Dev, "/dev/"),
+        ];
+        for (ours, slot, mount) in slots {
+            // Below /dev only what is in it directly: more may be mounted there.
+            if let Some(rest) =
+                below(mount).filter(|rest| ours && (slot != Slot::Dev || !rest.contains('/')))
+            {
+                return Ok(Place {
+                    slot: Some(slot),
+                    path: c_string(field, rest)?,
+                });
+            }
+        }
+        Ok(Place {
+            slot: None,
+            path: c_string(field, &path)?,
+        })
+    }
+
+    fn finish(self, spec: &Spec, linux: &Linux, operations: &mut Vec<O>) -> Result<(), Error> {
+        for (target, attributes) in self.late_read_only {
+            operations.push(O::Attributes {
+                target,
+                attributes,
+                flags: 0,
+            });
+        }
+        rootfs::finish(spec, linux, operations)
+    }
+}
+
+/// An absolute path, without `.`, `..` and double slashes. `..` cannot lead out of a root, and where it stands for the parent of
+/// what a link leads to nobody means it.
+fn absolute(field: &str, path: &str) -> Result<String, Error> {
+    if !path.starts_with('/') {
+        return Err(Error::invalid(
+            field,
+            format!("{path:?} is not an absolute path"),
+        ));
+    }
+    if path.len() >= libc::PATH_MAX as usize {
+        return Err(Error::invalid(field, "the path is longer than 4095 bytes"));
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part if part.len() > 255 => {
+                return Err(Error::invalid(
+                    field,
+                    "a name in the path is longer than 255 bytes",
+                ));
+            }
+            part => parts.push(part),
+        }
+    }
+    Ok(format!("/{}", parts.join("/")))
+}
+
+fn c_string(field: &str, text: &str) -> Result<CString, Error> {
+    CString::new(text).map_err(|_| Error::invalid(field, "it holds a NUL"))
+}
+
+/// A descriptor that is not one of those the child gives a new meaning to.
+pub(crate) fn out_of_the_way(fd: OwnedFd) -> Result<OwnedFd, Error> {
+    use std::os::fd::AsRawFd;
+    if fd.as_raw_fd() > 3 {
+        return Ok(fd);
+    }
+    rustix::io::fcntl_dupfd_cloexec(&fd, 4).map_err(|e| Error::step("copy", "a descriptor", e))
+}

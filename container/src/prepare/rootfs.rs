@@ -1,0 +1,153 @@
+//! The root filesystem.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, open_tree};
+
+use super::options;
+use crate::create::{Lower, Rootfs, Upper};
+use crate::error::Error;
+use crate::namespaces::Namespaces;
+use crate::plan::Operation as O;
+use crate::spec::{Linux, NamespaceKind, Spec};
+use crate::sys::{self, MountAttributes};
+
+/// Makes the root filesystem the root.
+pub fn enter(
+    rootfs: &Rootfs,
+    spec: &Spec,
+    namespaces: &Namespaces,
+    operations: &mut Vec<O>,
+) -> Result<(), Error> {
+    let linux = spec.linux.as_ref();
+    let propagation = linux
+        .and_then(|linux| linux.rootfs_propagation.as_deref())
+        .filter(|p| !p.is_empty());
+    propagation.map(read_propagation).transpose()?;
+    operations.push(O::PrivateMounts);
+    match rootfs {
+        Rootfs::Directory(path) => {
+            let name = path.display().to_string();
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_RECURSIVE;
+            let failed = |e| Error::step("open the root filesystem", name.as_str(), e);
+            let tree = open_tree(CWD, path, flags).map_err(failed)?;
+            // pivot_root(2) wants it private, and what the container does there is its own affair.
+            let private = MountAttributes {
+                propagation: libc::MS_PRIVATE,
+                ..MountAttributes::default()
+            };
+            let whole = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+            sys::mount_setattr(std::os::fd::AsFd::as_fd(&tree), c"", whole, &private)
+                .map_err(failed)?;
+            operations.push(O::EnterTree { tree, name });
+        }
+        Rootfs::Overlay { lower, upper } => {
+            if namespaces.is_new(NamespaceKind::User) {
+                let problem =
+                    "a user namespace needs a directory as root filesystem, not an overlay";
+                return Err(Error::invalid("linux.namespaces", problem));
+            }
+            operations.push(enter_upper(upper)?);
+            operations.push(overlay(lower)?);
+        }
+    }
+    operations.push(O::Pivot);
+    Ok(())
+}
+
+fn enter_upper(upper: &Upper) -> Result<O, Error> {
+    let mount = |source: CString, kind: &str, flags, data: CString| {
+        let kind = CString::new(kind).unwrap_or_default();
+        O::EnterMount {
+            source,
+            kind,
+            flags,
+            data,
+        }
+    };
+    Ok(match upper {
+        Upper::Tmpfs { size_bytes } => {
+            let size = size_bytes
+                .map(|size| format!(",size={size}"))
+                .unwrap_or_default();
+            let data = CString::new(format!("mode=0755{size}")).unwrap_or_default();
+            mount(c"tmpfs".into(), "tmpfs", MountFlags::empty(), data)
+        }
+        Upper::Disk(disk) => mount(path(disk)?, "ext4", MountFlags::NOATIME, CString::default()),
+        Upper::Directory(directory) => {
+            mount(path(directory)?, "", MountFlags::BIND, CString::default())
+        }
+    })
+}
+
+fn overlay(lower: &Lower) -> Result<O, Error> {
+    let (source, kind, flags) = match lower {
+        Lower::BlockDevice(source) | Lower::ErofsFile(source) => {
+            (source, c"erofs", MountFlags::RDONLY)
+        }
+        Lower::Directory(source) => (source, c"", MountFlags::BIND),
+    };
+    Ok(O::Overlay {
+        source: path(source)?,
+        kind: kind.into(),
+        flags,
+        data: CString::default(),
+    })
+}
+
+fn path(path: &Path) -> Result<CString, Error> {
+    let failed = || {
+        Error::invalid(
+            "rootfs",
+            format!("{} is not an absolute path", path.display()),
+        )
+    };
+    if !path.is_absolute() {
+        return Err(failed());
+    }
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| failed())
+}
+
+fn read_propagation(name: &str) -> Result<MountPropagationFlags, Error> {
+    options::propagation(name).ok_or_else(|| {
+        let problem = format!(
+            "{name:?} is none of private, slave, shared, unbindable, or these with an r before"
+        );
+        Error::invalid("linux.rootfsPropagation", problem)
+    })
+}
+
+/// What can be done only when everything is in its place.
+pub fn finish(spec: &Spec, linux: &Linux, operations: &mut Vec<O>) -> Result<(), Error> {
+    if let Some(propagation) = linux
+        .rootfs_propagation
+        .as_deref()
+        .filter(|p| !p.is_empty())
+    {
+        let flags = read_propagation(propagation)?;
+        // It is private already, and each mount has its own.
+        if !flags.contains(MountPropagationFlags::PRIVATE) {
+            operations.push(O::Propagate {
+                flags,
+                target: c"/".into(),
+            });
+        }
+    }
+    if spec.root.as_ref().is_some_and(|root| root.readonly) {
+        let attributes = MountAttributes {
+            set: libc::MOUNT_ATTR_RDONLY,
+            ..MountAttributes::default()
+        };
+        operations.push(O::Attributes {
+            target: c"/".into(),
+            attributes,
+            flags: 0,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,394 @@
+//! System calls that need `unsafe`: those `rustix` lacks, and those it cannot vouch for. All of the crate's `unsafe` is here.
+//!
+//! What is called between [`clone3`] and [`execve`] allocates nothing and takes no lock: another thread of the parent
+//! may have held any lock at the moment of the fork, and nobody is left in the child to release it.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+fn check(result: c_long) -> Result<c_long, Errno> {
+    if result < 0 {
+        Err(last_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn last_error() -> Errno {
+    // SAFETY: errno is this thread's own; a forked child has a copy.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
+
+/// Which side of a fork this is.
+pub enum Forked {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's number and descriptor.
+    Parent(Pid, OwnedFd),
+}
+
+/// Forks into new namespaces (`flags`, `CLONE_NEW*`) and into a control group. The child has only the calling thread, and
+/// the parent's signal handlers are not run in it.
+pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Errno> {
+    let mut pidfd: c_int = -1;
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // The structure's first version, and the one that knows of control groups.
+    let mut size = 64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+        size = 88;
+    }
+    // SAFETY: without CLONE_VM and a stack this is fork(2): the child has a copy of everything. The structure is as long
+    // as told and lives through the call, as does the integer the descriptor is written to. The child is left to code
+    // that allocates nothing, as the module says.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size) })?;
+    if pid == 0 {
+        return Ok(Forked::Child);
+    }
+    // SAFETY: the kernel has written a descriptor that is new, open and ours alone.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    match i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        Some(pid) => Ok(Forked::Parent(pid, pidfd)),
+        None => Err(Errno::OVERFLOW),
+    }
+}
+
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Forks without anything else; the child's number, or none in the child.
+pub fn fork() -> Result<Option<Pid>, Errno> {
+    // SAFETY: as fork(2), by the kernel's own call: nothing registered with the C library runs in the child, which is
+    // left to code that allocates nothing.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) })?;
+    Ok(i32::try_from(pid).ok().and_then(Pid::from_raw))
+}
+
+/// Arguments or an environment: strings, and the array of pointers to them that execve(2) wants.
+#[derive(Debug)]
+pub struct Strings {
+    /// Points into `owned` and `slot`, and ends with a null pointer.
+    pointers: Vec<*const c_char>,
+    _owned: Vec<CString>,
+    /// A string that is written after the array was made; it ends with a NUL always.
+    slot: Option<Box<[u8]>>,
+}
+
+// SAFETY: the pointers are to memory that the same value owns and that does not move.
+unsafe impl Send for Strings {}
+// SAFETY: nothing is changed through a shared reference.
+unsafe impl Sync for Strings {}
+
+impl Strings {
+    /// An array of these.
+    pub fn new(owned: Vec<CString>) -> Strings {
+        let pointers = owned
+            .iter()
+            .map(|s| s.as_ptr())
+            .chain([ptr::null()])
+            .collect();
+        Strings {
+            pointers,
+            _owned: owned,
+            slot: None,
+        }
+    }
+
+    /// One string more: `prefix`, and room for `room` bytes after it that `fill` writes.
+    pub fn with_slot(owned: Vec<CString>, prefix: &[u8], room: usize) -> Strings {
+        let mut strings = Strings::new(owned);
+        let mut slot = vec![0; prefix.len() + room + 1].into_boxed_slice();
+        slot[..prefix.len()].copy_from_slice(prefix);
+        let end = strings.pointers.len() - 1;
+        strings.pointers.insert(end, slot.as_ptr().cast());
+        strings.slot = Some(slot);
+        strings
+    }
+
+    /// Writes into the slot after its prefix, of which `at` is the length. What does not fit is refused.
+    pub fn fill(&mut self, at: usize, value: &[u8]) -> bool {
+        let Some(slot) = &mut self.slot else {
+            return false;
+        };
+        let last = slot.len() - 1;
+        match slot[..last]
+            .get_mut(at..)
+            .and_then(|room| room.get_mut(..value.len()))
+        {
+            Some(room) if !value.contains(&0) => {
+                room.copy_from_slice(value);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Becomes another program. Returns only the error.
+pub fn execve(path: &CStr, args: &Strings, env: &Strings) -> Errno {
+    // SAFETY: the path ends with a NUL, the arrays with a null pointer, and each pointer in them is to a string that ends
+    // with a NUL and that the arrays' owner holds.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execve,
+            path.as_ptr(),
+            args.pointers.as_ptr(),
+            env.pointers.as_ptr(),
+        )
+    };
+    last_error()
+}
+
+/// Ends this process at once, running nothing of the C library's.
+pub fn exit(code: c_int) -> ! {
+    loop {
+        // SAFETY: takes no pointer, and does not return.
+        unsafe { libc::syscall(libc::SYS_exit_group, code) };
+    }
+}
+
+/// Moves the calling process into new namespaces (`CLONE_NEW*`). For children that have one thread.
+pub fn unshare(flags: c_int) -> Result<(), Errno> {
+    // SAFETY: takes no pointer. Only namespaces are unshared, no memory and no descriptors.
+    check(unsafe { libc::syscall(libc::SYS_unshare, flags) }).map(drop)
+}
+
+/// The `struct mount_attr` of mount_setattr(2).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MountAttributes {
+    /// `MOUNT_ATTR_*` to set.
+    pub set: u64,
+    /// `MOUNT_ATTR_*` to clear; cleared first.
+    pub clear: u64,
+    /// `MS_PRIVATE` and the like, or 0.
+    pub propagation: u64,
+    /// For `MOUNT_ATTR_IDMAP`.
+    pub user_namespace: u64,
+}
+
+/// Changes what a mount allows, or a whole tree of mounts (`AT_RECURSIVE`) or none of it.
+pub fn mount_setattr(
+    directory: BorrowedFd<'_>,
+    path: &CStr,
+    flags: c_int,
+    attributes: &MountAttributes,
+) -> Result<(), Errno> {
+    // SAFETY: the path ends with a NUL, the structure is as the kernel has it and as long as told; both live through the
+    // call and neither is written to.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            directory.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            ptr::from_ref(attributes),
+            size_of::<MountAttributes>(),
+        )
+    })
+    .map(drop)
+}
+
+/// Makes descriptor `to` be what `from` is, and stay open in programs executed.
+pub fn dup_to(from: BorrowedFd<'_>, to: RawFd) -> Result<(), Errno> {
+    if from.as_raw_fd() == to {
+        // SAFETY: takes no pointer; the descriptor is open, and only its flag is changed.
+        return check(unsafe { libc::syscall(libc::SYS_fcntl, to, libc::F_SETFD, 0) }).map(drop);
+    }
+    // SAFETY: takes no pointer. Called in a child that owns its descriptors and, of those from 0 to 2, holds no other owner.
+    check(unsafe { libc::syscall(libc::SYS_dup3, from.as_raw_fd(), to, 0) }).map(drop)
+}
+
+/// Moves `from` to `to`, to be closed when a program is executed, and closes every descriptor after `to`.
+///
+/// For a child that will execute a program or end: owners of the closed descriptors are never dropped in it.
+pub fn keep_only(from: BorrowedFd<'_>, to: RawFd) -> Result<BorrowedFd<'static>, Errno> {
+    if from.as_raw_fd() != to {
+        // SAFETY: takes no pointer. Whatever `to` was is not used again in this child.
+        check(unsafe { libc::syscall(libc::SYS_dup3, from.as_raw_fd(), to, libc::O_CLOEXEC) })?;
+    }
+    close_from(to + 1)?;
+    // SAFETY: open from here to the end of the process, which is longer than any borrow of it.
+    Ok(unsafe { BorrowedFd::borrow_raw(to) })
+}
+
+/// Closes every descriptor from `first` on. For a child, as above.
+pub fn close_from(first: RawFd) -> Result<(), Errno> {
+    // SAFETY: takes no pointer. What is closed is not used again in this child, and no owner is dropped in it.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+}
+
+/// A descriptor that stays open as long as the process: closing costs a call, and execve(2) closes it for nothing.
+pub fn leak(fd: OwnedFd) -> BorrowedFd<'static> {
+    // SAFETY: its owner is gone without closing it, so that nobody does.
+    unsafe { BorrowedFd::borrow_raw(fd.into_raw_fd()) }
+}
+
+/// A descriptor of a plan's, in the child, where nothing of the plan is ever dropped.
+pub fn of_the_process(fd: &OwnedFd) -> BorrowedFd<'static> {
+    // SAFETY: the child ends, or becomes a program, without returning to whoever owns the descriptor.
+    unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
+}
+
+/// Standard input, output or error (0, 1, 2) of a child that has just been given them.
+pub fn standard(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: never closed in the child again. Should it be closed after all, calls on it fail.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// Lets signals through again and gives back the default to those that this process ignores, as children would too:
+/// Rust programs ignore SIGPIPE, and whoever runs under nohup(1) SIGHUP.
+pub fn default_signals() -> Result<(), Errno> {
+    // The kernel's structure: handler, flags, restorer, mask. All zero is the default action.
+    let default = [0u64; 4];
+    for signal in [libc::SIGPIPE, libc::SIGHUP] {
+        // SAFETY: the structure is as the kernel has it, lives through the call and is not written to; 8 is the size of
+        // its mask. No handler is installed.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<c_void>(),
+                8,
+            )
+        })?;
+    }
+    set_signal_mask(0)
+}
+
+/// Which signals wait: bit n-1 is signal n.
+pub fn set_signal_mask(mask: u64) -> Result<(), Errno> {
+    // SAFETY: the set is of 8 bytes, as told, lives through the call and is not written to; no old set is asked for.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const mask,
+            ptr::null_mut::<c_void>(),
+            8,
+        )
+    })
+    .map(drop)
+}
+
+/// Waits for one of the signals in `set`, which must be blocked, and returns its number.
+pub fn wait_signal(set: u64) -> Result<c_int, Errno> {
+    // SAFETY: the set is of 8 bytes, as told, and lives through the call; neither details nor a timeout are asked for.
+    let signal = check(unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigtimedwait,
+            &raw const set,
+            ptr::null_mut::<c_void>(),
+            ptr::null::<c_void>(),
+            8,
+        )
+    })?;
+    c_int::try_from(signal).map_err(|_| Errno::RANGE)
+}
+
+/// Sends a signal by its number, which may be a realtime one.
+pub fn kill(pid: Pid, signal: c_int) -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::syscall(libc::SYS_kill, pid.as_raw_pid(), signal) }).map(drop)
+}
+
+/// Sends a signal by its number to whom the descriptor is of.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<(), Errno> {
+    // SAFETY: no details are given, so that no pointer is read.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            ptr::null::<c_void>(),
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// Others may not look into this process (`/proc/PID/{fd,exe,mem}`, ptrace(2)) until it executes a program.
+pub fn set_undumpable() -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
+}
+
+/// Takes a capability out of the bounding set.
+pub fn drop_from_bounding_set(capability: u8) -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_prctl,
+            libc::PR_CAPBSET_DROP,
+            c_long::from(capability),
+            0,
+            0,
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// Puts a capability into the ambient set; it must be permitted and inheritable.
+pub fn raise_ambient(capability: u8) -> Result<(), Errno> {
+    let raise = libc::PR_CAP_AMBIENT_RAISE;
+    // SAFETY: takes no pointer.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_prctl,
+            libc::PR_CAP_AMBIENT,
+            raise,
+            c_long::from(capability),
+            0,
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// One instruction of a seccomp filter, as the kernel has it (`struct sock_filter`).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Instruction {
+    pub code: u16,
+    pub jump_true: u8,
+    pub jump_false: u8,
+    pub value: u32,
+}
+
+/// Puts this process and its children under a filter.
+pub fn load_seccomp(program: &[Instruction], flags: u32) -> Result<(), Errno> {
+    let Ok(length) = u16::try_from(program.len()) else {
+        return Err(Errno::INVAL);
+    };
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        instructions: *const Instruction,
+    }
+    let program = Program {
+        length,
+        instructions: program.as_ptr(),
+    };
+    // SAFETY: the structure is as the kernel has it and points to as many instructions as it says; all live through the
+    // call, and the kernel checks the program itself.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            ptr::from_ref(&program),
+        )
+    })
+    .map(drop)
+}

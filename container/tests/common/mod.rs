@@ -1,0 +1,197 @@
+//! A root filesystem of busybox, and containers of it.
+
+// Each test program uses a part.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use bulkhead_container::spec::{Linux, Mount, Namespace, NamespaceKind, Process, Spec};
+use bulkhead_container::{Container, Create, Error, Exit, Lower, Pipes, Rootfs, Stdio, Upper};
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+pub const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where busybox lies on this machine; `BULKHEAD_BUSYBOX` says otherwise.
+fn busybox() -> PathBuf {
+    std::env::var_os("BULKHEAD_BUSYBOX").map_or_else(|| "/bin/busybox".into(), PathBuf::from)
+}
+
+/// A root filesystem with every program of busybox.
+pub fn rootfs() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    fill(root.path());
+    root
+}
+
+fn fill(root: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(root, fs::Permissions::from_mode(0o755)).unwrap();
+    for directory in ["bin", "etc", "dev", "proc", "sys", "tmp", "root", "home"] {
+        fs::create_dir(root.join(directory)).unwrap();
+    }
+    let program = busybox();
+    fs::copy(&program, root.join("bin/busybox"))
+        .unwrap_or_else(|e| panic!("{}: {e}; run scripts/setup", program.display()));
+    for name in PROGRAMS.split_whitespace() {
+        symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1001:Alice:/home/alice:/bin/sh\n",
+    )
+    .unwrap();
+    fs::write(
+        root.join("etc/group"),
+        "root:x:0:\nalice:x:1001:\nadm:x:4:bob,alice\nwheel:x:10:alice\n",
+    )
+    .unwrap();
+}
+
+const PROGRAMS: &str = "sh cat echo id ls mount umount ps sleep true false env pwd hostname stat grep kill touch mkdir \
+    readlink tty stty dd chmod chown ln rm wc head tail nproc seq sort test printf find dirname basename sysctl \
+    mknod date uptime trap mktemp cut tr yes df";
+
+/// A configuration as Docker would write it, for a shell command.
+pub fn spec(command: &str) -> Spec {
+    let namespace = |kind| Namespace { kind, path: None };
+    use NamespaceKind as K;
+    Spec {
+        oci_version: "1.2.0".into(),
+        process: Some(Process {
+            args: ["sh", "-c", command].map(str::to_owned).to_vec(),
+            env: vec![PATH.into()],
+            cwd: "/".into(),
+            ..Process::default()
+        }),
+        hostname: Some("box".into()),
+        mounts: mounts(),
+        linux: Some(Linux {
+            namespaces: [K::Pid, K::Network, K::Mount, K::Ipc, K::Uts, K::Cgroup]
+                .map(namespace)
+                .to_vec(),
+            ..Linux::default()
+        }),
+        ..Spec::default()
+    }
+}
+
+pub fn mounts() -> Vec<Mount> {
+    vec![
+        mount("/proc", "proc", "nosuid,noexec,nodev"),
+        mount("/dev", "tmpfs", "nosuid,strictatime,mode=755,size=65536k"),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5",
+        ),
+        mount("/sys", "sysfs", "nosuid,noexec,nodev,ro"),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "nosuid,noexec,nodev,relatime,ro",
+        ),
+        mount("/dev/mqueue", "mqueue", "nosuid,noexec,nodev"),
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            "nosuid,noexec,nodev,mode=1777,size=65536k",
+        ),
+    ]
+}
+
+pub fn mount(destination: &str, kind: &str, options: &str) -> Mount {
+    Mount {
+        destination: destination.into(),
+        kind: Some(kind.into()),
+        options: options.split(',').map(str::to_owned).collect(),
+        ..Mount::default()
+    }
+}
+
+pub fn bind(source: &Path, destination: &str, options: &str) -> Mount {
+    Mount {
+        source: Some(source.to_str().unwrap().into()),
+        ..mount(destination, "bind", options)
+    }
+}
+
+pub fn overlay(root: &Path) -> Rootfs {
+    Rootfs::Overlay {
+        lower: Lower::Directory(root.into()),
+        upper: Upper::Tmpfs {
+            size_bytes: Some(16 << 20),
+        },
+    }
+}
+
+/// What a program wrote, and how it ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Output {
+    pub stdout: String,
+    pub stderr: String,
+    pub exit: Exit,
+}
+
+pub fn wait(pid: Pid) -> Exit {
+    let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+    Exit::from_wait_status(status.as_raw()).unwrap()
+}
+
+pub fn create(spec: &Spec, rootfs: Rootfs) -> Result<(Container, Pipes), Error> {
+    let (stdio, pipes) = Stdio::pipes().unwrap();
+    let create = Create {
+        id: "test",
+        spec,
+        rootfs,
+        cgroup: None,
+        stdio,
+        init: false,
+    };
+    Ok((Container::create(create)?, pipes))
+}
+
+pub fn finish(pid: Pid, pipes: Pipes) -> Output {
+    let Pipes {
+        stdin,
+        stdout,
+        stderr,
+    } = pipes;
+    drop(stdin);
+    let read = |fd| {
+        let mut text = String::new();
+        File::from(fd).read_to_string(&mut text).unwrap();
+        text
+    };
+    let errors = std::thread::spawn(move || read(stderr));
+    let stdout = read(stdout);
+    Output {
+        stdout,
+        stderr: errors.join().unwrap(),
+        exit: wait(pid),
+    }
+}
+
+pub fn run(spec: &Spec, rootfs: Rootfs) -> Result<Output, Error> {
+    let (mut container, pipes) = create(spec, rootfs)?;
+    container.start()?;
+    Ok(finish(container.pid(), pipes))
+}
+
+/// The output of a command that must succeed, in an overlay of a new root filesystem.
+pub fn sh(command: &str) -> String {
+    let root = rootfs();
+    succeed(&spec(command), overlay(root.path()))
+}
+
+pub fn succeed(spec: &Spec, rootfs: Rootfs) -> String {
+    let output = run(spec, rootfs).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(
+        (output.exit.code, output.stderr.as_str()),
+        (0, ""),
+        "{output:?}"
+    );
+    output.stdout
+}

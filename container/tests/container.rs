@@ -1,0 +1,126 @@
+//! Containers on this machine's kernel. Run as root.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use bulkhead_container::{Error, Rootfs};
+use common::*;
+
+#[test]
+fn program_when_run_then_its_output_and_code() {
+    let root = rootfs();
+    let output = run(
+        &spec("echo out; echo err >&2; exit 3"),
+        overlay(root.path()),
+    )
+    .unwrap();
+    assert_eq!(
+        (
+            output.stdout.as_str(),
+            output.stderr.as_str(),
+            output.exit.code
+        ),
+        ("out\n", "err\n", 3)
+    );
+}
+
+#[test]
+fn container_when_run_then_its_own_namespaces() {
+    let text = sh(
+        "echo $$; hostname; ls /proc | grep -c '^[0-9]'; cat /proc/net/dev | grep -c :; pwd; echo $HOME",
+    );
+    assert_eq!(text, "1\nbox\n3\n1\n/\n/root\n");
+}
+
+#[test]
+fn directory_when_root_then_changes_stay_in_it() {
+    let root = rootfs();
+    succeed(
+        &spec("echo hi > /tmp/file"),
+        Rootfs::Directory(root.path().into()),
+    );
+    assert_eq!(
+        std::fs::read_to_string(root.path().join("tmp/file")).unwrap(),
+        "hi\n"
+    );
+}
+
+#[test]
+fn overlay_when_changed_then_the_image_is_not() {
+    let root = rootfs();
+    succeed(
+        &spec("echo hi > /tmp/file && cat /tmp/file > /dev/null"),
+        overlay(root.path()),
+    );
+    assert!(!root.path().join("tmp/file").exists());
+}
+
+#[test]
+fn program_when_missing_or_no_program_then_127_or_126() {
+    let root = rootfs();
+    let mut missing = spec("");
+    missing.process.as_mut().unwrap().args = vec!["nothing".into()];
+    let error = run(&missing, overlay(root.path())).unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    assert_eq!(error.exit_code(), 127);
+    missing.process.as_mut().unwrap().args = vec!["/etc/passwd".into()];
+    let error = run(&missing, overlay(root.path())).unwrap_err();
+    assert_eq!(
+        (error.exit_code(), error.to_string().contains("/etc/passwd")),
+        (126, true),
+        "{error}"
+    );
+}
+
+#[test]
+fn program_when_executed_in_a_container_then_it_is_in_there() {
+    let root = rootfs();
+    let (mut container, pipes) =
+        create(&spec("read line; echo $line"), overlay(root.path())).unwrap();
+    container.start().unwrap();
+    let process = spec("hostname; ls /proc | grep -c '^[0-9]'; echo $HOME")
+        .process
+        .unwrap();
+    let (stdio, exec_pipes) = bulkhead_container::Stdio::pipes().unwrap();
+    let exec = container
+        .exec(&process, stdio)
+        .unwrap_or_else(|e| panic!("{e}"));
+    let output = finish(exec.pid(), exec_pipes);
+    assert_eq!(
+        (output.stdout.as_str(), output.stderr.as_str()),
+        ("box\n4\n/root\n", "")
+    );
+    container.kill(9).unwrap();
+    assert_eq!(finish(container.pid(), pipes).exit.signal, Some(9));
+}
+
+#[test]
+fn container_when_running_then_nothing_of_the_host_is_mounted() {
+    let root = rootfs();
+    for rootfs in [overlay(root.path()), Rootfs::Directory(root.path().into())] {
+        let directory = matches!(rootfs, Rootfs::Directory(_));
+        let (mut container, pipes) = create(&spec("read line"), rootfs).unwrap();
+        container.start().unwrap();
+        let mounts = format!("/proc/{}/mountinfo", container.pid().as_raw_pid());
+        let mounts = std::fs::read_to_string(mounts).unwrap();
+        let points: Vec<&str> = mounts
+            .lines()
+            .map(|line| line.split(' ').nth(4).unwrap())
+            .collect();
+        let expected = [
+            "/",
+            "/proc",
+            "/dev",
+            "/dev/pts",
+            "/sys",
+            "/sys/fs/cgroup",
+            "/dev/mqueue",
+            "/dev/shm",
+        ];
+        assert_eq!(points, expected, "{mounts}");
+        let kind = mounts.lines().next().unwrap();
+        assert_eq!(kind.contains(" - overlay overlay "), !directory, "{kind}");
+        assert_eq!(finish(container.pid(), pipes).exit.code, 1);
+    }
+}
