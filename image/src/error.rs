@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
+use crate::layers::DiskError;
 use crate::manifest::ManifestError;
 use crate::reference::ReferenceError;
 
@@ -108,6 +109,14 @@ pub enum Error {
         layer: Digest,
         /// What is wrong with it.
         why: String,
+    },
+    /// The layers do not make a disk.
+    #[error("cannot make the disk of image {image}: {source}")]
+    Disk {
+        /// Which image.
+        image: String,
+        /// Why not.
+        source: DiskError,
     },
 }
 

@@ -5,13 +5,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod digest;
 pub mod erofs;
 mod error;
+pub mod inspect;
 pub mod layers;
 pub mod manifest;
 pub mod progress;
 pub mod reference;
+pub mod registry;
 pub mod store;
 
 pub use digest::Digest;

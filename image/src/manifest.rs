@@ -162,7 +162,7 @@ impl Platform {
     }
 
     /// Whether an image that says it is for `offered` runs where this is wanted.
-    fn takes(&self, offered: &Platform) -> bool {
+    pub(crate) fn takes(&self, offered: &Platform) -> bool {
         // The variants that images leave out because everybody has them.
         fn variant(platform: &Platform) -> Option<&str> {
             match (platform.architecture.as_str(), platform.variant.as_deref()) {

@@ -27,7 +27,7 @@ mod limits;
 mod merge;
 mod path;
 mod scratch;
-mod tar;
+pub(crate) mod tar;
 mod tree;
 
 use std::fs::File;

@@ -14,6 +14,7 @@
 //! that is right, with some rubbish that the collector takes away.
 
 mod blob;
+mod disk;
 
 mod garbage;
 mod index;
@@ -30,6 +31,7 @@ pub use blob::{BlobWriter, Ingest};
 pub use garbage::Garbage;
 pub use index::{RemoveOptions, Removed};
 pub use layer::LayerReader;
+pub(crate) use layer::decompress;
 use lock::Guard;
 pub use lock::{Held, Lease};
 
@@ -218,6 +220,10 @@ impl Store {
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.path("blobs/sha256").join(digest.hex())
+    }
+
+    fn disk_path(&self, chain: &Digest) -> PathBuf {
+        self.path("disks").join(format!("{}.erofs", chain.hex()))
     }
 
     /// Puts a small file in the place of another, so that there is always one of the two.
