@@ -1,10 +1,9 @@
 //! The `bulkhead` command: a thin skin over the rooms below.
 #![forbid(unsafe_code)]
 
-mod artifacts;
 mod boot;
 mod doctor;
-mod http;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -30,7 +29,7 @@ enum Command {
     /// Print the version
     Version,
     /// Put the terminal back when the command that made it raw was killed
-    #[command(name = boot::terminal::KEEPER_COMMAND, hide = true)]
+    #[command(name = terminal::KEEPER_COMMAND, hide = true)]
     KeepTerminal,
 }
 
@@ -52,7 +51,7 @@ fn main() -> ExitCode {
             println!("bulkhead {}", env!("CARGO_PKG_VERSION"));
             Ok(0)
         }
-        Command::KeepTerminal => boot::terminal::keep(),
+        Command::KeepTerminal => terminal::keep(),
     };
     match result {
         Ok(code) => ExitCode::from(code),

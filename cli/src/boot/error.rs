@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::artifacts::Missing;
+use bulkhead_engine::artifacts::Missing;
 
 /// Why a session could not start or go on.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,6 @@ mod directory;
 mod error;
 mod options;
 mod session;
-pub mod terminal;
 mod timing;
 mod typing;
 

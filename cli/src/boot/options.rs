@@ -9,8 +9,8 @@ use bulkhead_vmm::config::{
 };
 use clap::{Args, ValueEnum};
 
-use super::terminal::window_size;
-use crate::artifacts::{Artifact, Missing};
+use crate::terminal::window_size;
+use bulkhead_engine::artifacts::{Artifact, Missing};
 
 /// Start a microVM: Bulkhead's own guest, or your kernel and disks.
 ///

@@ -19,10 +19,10 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use super::directory::{Directory, listen, ready_socket};
 use super::error::{SessionError, cannot};
 use super::options::BootArgs;
-use super::terminal::{RawTerminal, window_size};
 use super::typing::Typing;
-use crate::artifacts::Artifact;
-use crate::http;
+use crate::terminal::{RawTerminal, window_size};
+use bulkhead_engine::artifacts::Artifact;
+use bulkhead_engine::http;
 
 /// How long one question to the VMM or the agent may take. A guest on a slow host is slow to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::process::ChildStdin;
 
 use super::error::{SessionError, cannot};
-use super::terminal::{Escape, Typed};
+use crate::terminal::{Escape, Typed};
 
 /// Typed bytes kept for a guest that does not read them; what comes on top is lost.
 const MAX_TYPED: usize = 64 << 10;

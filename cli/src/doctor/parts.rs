@@ -4,7 +4,7 @@ use std::env;
 use std::path::PathBuf;
 
 use super::Finding;
-use crate::artifacts::Artifact;
+use bulkhead_engine::artifacts::Artifact;
 
 /// Programs that a command calls, the package they come in on Debian, and what needs them.
 const TOOLS: [(&str, &str, &str); 1] = [(

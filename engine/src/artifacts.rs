@@ -1,4 +1,4 @@
-//! Where the parts that `bulkhead` needs are: the VMM, the guest kernel, the agent's root image.
+//! Where the parts that Bulkhead needs are: the VMM, the guest kernel, the agent's root image.
 //!
 //! Each can be named by a variable of the environment. Otherwise it is looked for beside the
 //! executable, as in a build directory, and then under the installation's `lib/bulkhead`.

@@ -1,0 +1,121 @@
+//! Where things are: what stays under the root, what lives as long as a sandbox under the run folder.
+
+use std::env;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The longest path of a Unix socket, in bytes (`sun_path` without its terminator).
+const MAX_SOCKET_PATH: usize = 107;
+/// The longest name of a file in a sandbox's folder that is a socket.
+const LONGEST_SOCKET: &str = "vsock.sock_1025";
+
+/// The folders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+    run: PathBuf,
+}
+
+impl Layout {
+    /// Everything under `root`, what is running included: two roots know nothing of each other.
+    pub fn under(root: &Path) -> io::Result<Self> {
+        let root = std::path::absolute(root)?;
+        Ok(Layout {
+            run: root.join("run"),
+            root,
+        })
+    }
+
+    /// The system's folders for root, the user's otherwise.
+    pub fn of_user() -> Self {
+        if rustix::process::geteuid().is_root() {
+            return Layout {
+                root: "/var/lib/bulkhead".into(),
+                run: "/run/bulkhead".into(),
+            };
+        }
+        let var = |name| {
+            env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|p| p.is_absolute())
+        };
+        let data = var("XDG_DATA_HOME")
+            .or_else(|| var("HOME").map(|home| home.join(".local/share")))
+            .unwrap_or_else(env::temp_dir);
+        let run = var("XDG_RUNTIME_DIR").unwrap_or_else(|| data.clone());
+        Layout {
+            root: data.join("bulkhead"),
+            run: run.join("bulkhead"),
+        }
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The images.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// All containers.
+    pub fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    /// One container: its configuration, state, log and, if it has one, its disk.
+    pub fn container(&self, id: &str) -> PathBuf {
+        self.containers().join(id)
+    }
+
+    /// A symbolic link for each name, to the ID it stands for.
+    pub fn names(&self) -> PathBuf {
+        self.root.join("names")
+    }
+
+    /// What is being made or removed. What lies here while nobody holds the [lock](Self::lock) is the
+    /// remains of a killed process.
+    pub fn unfinished(&self) -> PathBuf {
+        self.root.join("unfinished")
+    }
+
+    /// Held while containers come, go or change their name.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// The sandboxes that are up.
+    pub fn sandboxes(&self) -> PathBuf {
+        self.run.join("sandboxes")
+    }
+
+    /// One sandbox that is up: its sockets and the numbers of its processes. It has the short ID for a
+    /// name, as a socket's path must be short.
+    pub fn sandbox(&self, id: &str) -> PathBuf {
+        self.sandboxes().join(short(id))
+    }
+
+    /// Whether sockets in a sandbox's folder have paths that are short enough.
+    pub fn has_room_for_sockets(&self) -> bool {
+        let longest = self.sandbox(&"0".repeat(64)).join(LONGEST_SOCKET);
+        longest.as_os_str().len() <= MAX_SOCKET_PATH
+    }
+}
+
+/// The first twelve digits of an ID, which is how people see it.
+pub fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_fit_under_the_systems_root_and_a_temporary_folder_but_not_everywhere() {
+        let fits = |root: &str| Layout::under(Path::new(root)).map(|l| l.has_room_for_sockets());
+        assert_eq!(fits("/tmp/bulkhead-test-XXXXXX").ok(), Some(true));
+        assert_eq!(fits(&format!("/{}", "x".repeat(90))).ok(), Some(false));
+    }
+}

@@ -1,0 +1,125 @@
+//! What a monitor waits for.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+
+use crate::error::{Error, cannot};
+use crate::process::wait_end;
+
+/// How long a machine gets to end in order before it is killed.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// What was waited for has something to read.
+    Readable,
+    /// The machine has ended.
+    MachineEnded,
+    /// This process is to end.
+    Stop,
+    /// Nothing, for as long as was to be waited.
+    Nothing,
+}
+
+/// The signals that ask this process to end.
+pub fn watch_signals() -> Result<SignalFd, Error> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block().map_err(cannot("block signals"))?;
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    SignalFd::with_flags(&set, flags).map_err(cannot("watch signals"))
+}
+
+/// The machine's process. Dropped, it is killed.
+pub struct Machine {
+    child: Child,
+    pidfd: OwnedFd,
+    signals: SignalFd,
+}
+
+impl Machine {
+    /// Watches the process, and the signals that this one gets.
+    pub fn watch(mut child: Child, signals: SignalFd) -> Result<Self, Error> {
+        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Machine {
+                child,
+                pidfd,
+                signals,
+            }),
+            Err(e) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(cannot("watch the VMM")(e))
+            }
+        }
+    }
+
+    /// Waits until `fd` can be read, or something happens that matters more or comes first.
+    pub fn wait(&self, fd: BorrowedFd<'_>, until: Option<Instant>) -> Result<Event, Error> {
+        loop {
+            let limit = until.map(|until| {
+                let left = until.saturating_duration_since(Instant::now());
+                Timespec {
+                    tv_sec: left.as_secs() as i64,
+                    tv_nsec: left.subsec_nanos().into(),
+                }
+            });
+            let mut fds = [
+                PollFd::from_borrowed_fd(fd, PollFlags::IN),
+                PollFd::new(&self.signals, PollFlags::IN),
+                PollFd::new(&self.pidfd, PollFlags::IN),
+            ];
+            match poll(&mut fds, limit.as_ref()) {
+                Ok(0) => return Ok(Event::Nothing),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => return Err(cannot("wait for the sandbox")(e)),
+                Ok(_) => {}
+            }
+            let [readable, signalled, ended] = fds.map(|fd| !fd.revents().is_empty());
+            // What has been written counts, even if its writer has ended since.
+            if readable {
+                return Ok(Event::Readable);
+            }
+            if signalled && matches!(self.signals.read_signal(), Ok(Some(_))) {
+                return Ok(Event::Stop);
+            }
+            if ended {
+                return Ok(Event::MachineEnded);
+            }
+        }
+    }
+
+    /// Ends the machine, in order if it can be.
+    pub fn end(&mut self) -> io::Result<ExitStatus> {
+        // It may have ended by itself.
+        let _ = pidfd_send_signal(&self.pidfd, rustix::process::Signal::TERM);
+        if !wait_end(self.pidfd.as_fd(), Some(END_LIMIT)) {
+            self.child.kill()?;
+        }
+        self.child.wait()
+    }
+
+    /// How it ended, if it has.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The monitor of a sandbox: a process of its own that starts the virtual machine and stays with it,
+//! keeps the container's log, and records how it ends. What conmon is to Podman.
+//!
+//! It is this program started again with a hidden command. Its standard input is a socket to the
+//! command that started it; its standard output is the container's lock, held for as long as the
+//! sandbox is up: whoever gets that lock knows that there is no monitor any more.
+
+mod events;
+mod message;
+mod sandbox;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use bulkhead_protocol::TerminalSize;
+
+pub use message::{Connection, Message};
+
+use crate::engine::{Engine, discard};
+use crate::error::{Error, Failure, cannot};
+use crate::record::Files;
+use message::tell;
+use sandbox::Sandbox;
+
+/// The name of the hidden command.
+pub const COMMAND: &str = "monitor";
+
+/// What the hidden command is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// The container.
+    pub id: String,
+    /// Whether the program waits until the command that started this is attached, and the sandbox
+    /// until that has taken all output.
+    pub attached: bool,
+    /// The size of the terminal.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// Is the monitor, until the sandbox has ended.
+pub fn run(engine: &Engine, task: &Task) -> Result<(), Error> {
+    // Away from the terminal and the shell's jobs. It fails only for who is away already.
+    let _ = rustix::process::setsid();
+    let _ = std::env::set_current_dir("/");
+    let command = UnixStream::from(take_stdin().map_err(cannot("take over from the command"))?);
+    let files = engine.files(&task.id);
+    let result = watch(engine, task, &files, &command);
+    // Only now may another start it: nothing of this sandbox is left.
+    let _ = std::fs::remove_dir_all(&files.sandbox);
+    result
+}
+
+fn watch(engine: &Engine, task: &Task, files: &Files, command: &UnixStream) -> Result<(), Error> {
+    let config = files
+        .read_config()
+        .map_err(cannot(format!("read what container {} is", task.id)))?;
+    let mut state = files
+        .read_state()
+        .map_err(cannot(format!("read how container {} is", task.id)))?;
+    let started = Sandbox::start(&config, files, task);
+    let ended = started.and_then(|mut sandbox| {
+        let exit = sandbox.run(&mut state, task.attached, command)?;
+        Ok((sandbox, exit))
+    });
+    match ended {
+        Ok((sandbox, exit)) => {
+            if config.auto_remove {
+                discard(engine.layout(), files, &config)?;
+            }
+            tell(command, &Message::Exited(exit));
+            sandbox.end(task.attached, command);
+            Ok(())
+        }
+        Err(e) => {
+            let failure = Failure {
+                exit_code: e.exit_code(),
+                message: e.to_string(),
+            };
+            sandbox::record_failure(files, &mut state, &failure);
+            if config.auto_remove {
+                discard(engine.layout(), files, &config)?;
+            }
+            tell(command, &Message::Failed(failure));
+            Err(e)
+        }
+    }
+}
+
+/// Standard input as a descriptor of our own.
+fn take_stdin() -> io::Result<OwnedFd> {
+    io::stdin().as_fd().try_clone_to_owned()
+}

@@ -1,0 +1,95 @@
+//! A process, told from others that have had or will have its number.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+/// A process by its number and when it started: numbers are used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: i32,
+    /// When it started, in the kernel's ticks since the boot.
+    pub start_ticks: u64,
+}
+
+impl Process {
+    /// This process.
+    pub fn this() -> io::Result<Self> {
+        Self::with_pid(rustix::process::getpid().as_raw_nonzero().get())
+    }
+
+    /// The process that has the number `pid` now.
+    pub fn with_pid(pid: i32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let start_ticks = start_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Process { pid, start_ticks })
+    }
+
+    /// A descriptor of the process, if it is still there.
+    pub fn open(self) -> Option<OwnedFd> {
+        let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        // Now that the number cannot be given to another, it can be compared.
+        (Self::with_pid(self.pid).ok()? == self).then_some(fd)
+    }
+
+    /// Kills it and waits for its end.
+    pub fn kill(self) {
+        if let Some(fd) = self.open() {
+            let _ = pidfd_send_signal(&fd, Signal::KILL); // it may have ended
+            wait_end(&fd, Some(Duration::from_secs(10)));
+        }
+    }
+}
+
+/// Waits for the end of the process that `fd` is of. `false` if it did not come in time.
+pub fn wait_end(fd: impl AsFd, limit: Option<Duration>) -> bool {
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let limit = limit.map(|limit| Timespec {
+        tv_sec: limit.as_secs() as i64,
+        tv_nsec: limit.subsec_nanos().into(),
+    });
+    loop {
+        match poll(&mut fds, limit.as_ref()) {
+            Ok(n) => return n > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// The 22nd field of `/proc/PID/stat` (proc(5)).
+fn start_ticks(stat: &str) -> Option<u64> {
+    // The second field is a name in parentheses, which may hold any character.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn process_when_its_number_is_used_again_is_another() {
+        let this = Process::this().expect("this");
+        assert!(this.open().is_some());
+        let earlier = Process {
+            start_ticks: this.start_ticks.wrapping_sub(1),
+            ..this
+        };
+        assert!(earlier.open().is_none());
+    }
+
+    #[test]
+    fn start_when_the_name_is_hostile_is_still_found() {
+        let rest = (3..=52).map(|n| n.to_string()).collect::<Vec<_>>();
+        let stat = format!("7 (a) R ( b) {}", rest.join(" "));
+        assert_eq!(start_ticks(&stat), Some(22));
+        assert_eq!(start_ticks("7 (a) R"), None);
+    }
+}

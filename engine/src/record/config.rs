@@ -1,0 +1,87 @@
+//! What a container is: fixed when it is created, but for its name.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use bulkhead_container::spec::Spec;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A container, as it was asked for. Fields are only ever added.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// When it was created.
+    pub created: Timestamp,
+    /// What it was made from.
+    pub image: Image,
+    /// The image as one EROFS file.
+    pub disk: PathBuf,
+    /// Where its changes go.
+    pub upper: Upper,
+    /// Its virtual machine.
+    pub machine: Machine,
+    /// Whether its standard input is a stream.
+    pub stdin: bool,
+    /// Whether it goes when it ends.
+    pub auto_remove: bool,
+    /// The signal that asks it to stop.
+    pub stop_signal: u8,
+    /// How long it gets for that, in seconds.
+    pub stop_timeout_s: u64,
+    /// What was said of it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The OCI runtime specification.
+    pub spec: Spec,
+}
+
+impl Config {
+    /// The program and its arguments.
+    pub fn command(&self) -> &[String] {
+        let process = self.spec.process.as_ref();
+        process.map(|process| &process.args[..]).unwrap_or_default()
+    }
+
+    /// Whether its standard streams are a terminal.
+    pub fn has_terminal(&self) -> bool {
+        let process = self.spec.process.as_ref();
+        process.is_some_and(|process| process.terminal)
+    }
+}
+
+/// The image a container was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// As it was called.
+    pub name: String,
+    /// The digest of its configuration.
+    pub id: String,
+    /// The digest of its manifest.
+    pub manifest: String,
+}
+
+/// Where a container's changes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Upper {
+    /// The guest's memory: they are gone when it ends.
+    Memory,
+    /// An ext4 in a file that takes the room it needs, up to so many bytes.
+    Disk {
+        /// Its size.
+        size_bytes: u64,
+    },
+}
+
+/// The size of a virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Processors.
+    pub cpus: u32,
+    /// Memory, what its kernel and agent need included, in MiB.
+    pub memory_mib: u64,
+}
