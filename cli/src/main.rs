@@ -2,35 +2,69 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod completion;
+mod container;
 mod doctor;
+mod image;
+mod output;
+mod system;
 mod terminal;
+mod values;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use bulkhead_engine::{Engine, monitor};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Exit code when Bulkhead itself failed, as Docker's.
 const FAILED: u8 = 125;
+
+/// What a command comes to: an exit code, or why it could not be done.
+type Outcome = Result<u8, Box<dyn std::error::Error>>;
 
 /// OCI containers behind the wall you choose: a microVM of their own, or the host's kernel.
 #[derive(Parser)]
 #[command(name = "bulkhead", version, max_term_width = 100)]
 struct Cli {
+    /// Where images and containers are kept [default: /var/lib/bulkhead, or the user's own folder]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "BULKHEAD_ROOT",
+        global = true,
+        hide_env = true
+    )]
+    root: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Container(container::Command),
+    #[command(flatten)]
+    Image(image::Command),
     /// Start a microVM: Bulkhead's own guest, or your kernel and disks
     Boot(Box<boot::BootArgs>),
     /// Say what this host can do, what is missing, and what to do about it
     Doctor(doctor::DoctorArgs),
+    /// What all containers and images take, and what of it nobody needs
+    #[command(subcommand)]
+    System(system::Command),
+    /// Write a completion script for a shell
+    Completion(completion::CompletionArgs),
+    /// Write the manual pages
+    Man(completion::ManArgs),
     /// Print the version
     Version,
     /// Put the terminal back when the command that made it raw was killed
     #[command(name = terminal::KEEPER_COMMAND, hide = true)]
     KeepTerminal,
+    /// Stay with a sandbox
+    #[command(name = monitor::COMMAND, hide = true)]
+    Monitor(container::MonitorArgs),
 }
 
 fn main() -> ExitCode {
@@ -44,22 +78,44 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    let engine = || Engine::open(cli.root.as_deref());
     let result = match cli.command {
+        Command::Container(command) => engine()
+            .map_err(Into::into)
+            .and_then(|engine| command.run(&engine)),
+        Command::Image(command) => engine()
+            .map_err(Into::into)
+            .and_then(|engine| command.run(&engine)),
+        Command::System(command) => engine()
+            .map_err(Into::into)
+            .and_then(|engine| system::run(&command, &engine)),
         Command::Boot(args) => boot::run(&args, started),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completion(args) => completion::complete(&args, Cli::command()),
+        Command::Man(args) => completion::manual(&args, Cli::command()),
         Command::Version => {
             println!("bulkhead {}", env!("CARGO_PKG_VERSION"));
             Ok(0)
         }
         Command::KeepTerminal => terminal::keep(),
+        Command::Monitor(args) => engine()
+            .map_err(Into::into)
+            .and_then(|engine| args.run(&engine)),
     };
     match result {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             eprintln!("bulkhead: {}", with_causes(&*e));
-            ExitCode::from(FAILED)
+            ExitCode::from(exit_code(&*e))
         }
     }
+}
+
+/// The exit code that an error stands for.
+fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
+    error
+        .downcast_ref::<bulkhead_engine::Error>()
+        .map_or(FAILED, bulkhead_engine::Error::exit_code)
 }
 
 /// An error and what caused it, on one line. What an error's own text already says is not repeated.

@@ -1,0 +1,415 @@
+//! The options of `run` and `create`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bulkhead_container::spec::{Mount, Rlimit, Seccomp};
+use bulkhead_engine::record::Upper;
+use bulkhead_engine::spec::Options;
+use bulkhead_image::manifest::Platform;
+use clap::{ArgAction, Args, ValueEnum};
+
+use crate::image::Policy;
+use crate::values::{parse_bytes, parse_cpus, parse_signal};
+
+/// What a container is to be.
+#[derive(Args)]
+pub struct ContainerArgs {
+    /// Give the container a name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Remove the container when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Set a variable of the environment; without a value, to what it is here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Read variables from a file, a line each
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Not yet: folders of this machine in the container
+    #[arg(short, long, value_name = "SOURCE:TARGET")]
+    volume: Vec<String>,
+    /// Not yet, but for `type=tmpfs,target=PATH`
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    mount: Vec<String>,
+    /// Mount memory at a path
+    #[arg(long, value_name = "PATH[:OPTIONS]")]
+    tmpfs: Vec<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// User, and group, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Program in place of the image's entry point
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Processors it may use at a time; the VM has as many whole ones
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
+    cpus: Option<f64>,
+    /// Memory it may use; the VM has that and what its kernel needs [default: a VM of 512M]
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_bytes)]
+    memory: Option<u64>,
+    /// Processes and threads it may have, -1 for any number
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pids_limit: Option<i64>,
+    /// Make the root read-only
+    #[arg(long)]
+    read_only: bool,
+    /// Keep changes on a disk of this size, rather than in memory
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    storage: Option<u64>,
+    /// Add a capability, or ALL
+    #[arg(long, value_name = "CAPABILITY")]
+    cap_add: Vec<String>,
+    /// Drop a capability, or ALL
+    #[arg(long, value_name = "CAPABILITY")]
+    cap_drop: Vec<String>,
+    /// Host name in the container [default: its ID]
+    #[arg(short = 'h', long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Note something with the container
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    label: Vec<String>,
+    /// Limit a resource of each process
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    ulimit: Vec<String>,
+    /// no-new-privileges, seccomp=unconfined or seccomp=FILE
+    #[arg(long, value_name = "OPTION")]
+    security_opt: Vec<String>,
+    /// Signal that asks it to stop [default: the image's, or TERM]
+    #[arg(long, value_name = "SIGNAL", value_parser = parse_signal)]
+    stop_signal: Option<u8>,
+    /// Seconds it gets to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub stop_timeout: u64,
+    /// Network: only `none` yet
+    #[arg(long, visible_alias = "net", value_name = "NETWORK", value_parser = ["none"], default_value = "none")]
+    network: String,
+    /// The wall around the container
+    #[arg(long, value_enum, default_value_t = Isolation::Vm)]
+    isolation: Isolation,
+    /// When to pull the image
+    #[arg(long, value_enum, default_value_t = Policy::Missing)]
+    pub pull: Policy,
+    /// Which of an image's platforms, like linux/amd64
+    #[arg(long, value_name = "OS/ARCHITECTURE")]
+    pub platform: Option<Platform>,
+    /// Print help
+    #[arg(long, action = ArgAction::HelpLong)]
+    help: Option<bool>,
+    /// Image to make it of
+    pub image: String,
+    /// What to run in it, in place of the image's own command
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    command: Vec<String>,
+}
+
+/// The wall around a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Isolation {
+    /// A microVM of its own
+    Vm,
+    /// The host's kernel; comes with a later version
+    Container,
+}
+
+impl ContainerArgs {
+    /// What the engine is asked for.
+    pub fn to_options(&self) -> Result<Options, String> {
+        self.refuse_what_is_to_come()?;
+        let mut no_new_privileges = false;
+        let mut seccomp = default_seccomp();
+        for option in &self.security_opt {
+            match option.split_once(['=', ':']) {
+                None if option == "no-new-privileges" => no_new_privileges = true,
+                Some(("no-new-privileges", value)) => no_new_privileges = value == "true",
+                Some(("seccomp", "unconfined")) => seccomp = None,
+                Some(("seccomp", file)) => seccomp = Some(read_seccomp(Path::new(file))?),
+                _ => {
+                    return Err(format!(
+                        "--security-opt {option} is not known: give no-new-privileges or seccomp=..."
+                    ));
+                }
+            }
+        }
+        let mut mounts = Vec::new();
+        for tmpfs in &self.tmpfs {
+            let (path, options) = tmpfs.split_once(':').unwrap_or((tmpfs, ""));
+            mounts.push(tmpfs_mount(path, options)?);
+        }
+        for mount in &self.mount {
+            mounts.push(parse_mount(mount)?);
+        }
+        Ok(Options {
+            entrypoint: self.entrypoint.as_ref().map(|program| match &**program {
+                "" => Vec::new(),
+                program => vec![program.to_owned()],
+            }),
+            command: self.command.clone(),
+            env: environment(&self.env, &self.env_file)?,
+            workdir: self.workdir.clone(),
+            user: self.user.clone(),
+            hostname: self.hostname.clone(),
+            terminal: self.tty,
+            read_only: self.read_only,
+            mounts,
+            cap_add: self.cap_add.clone(),
+            cap_drop: self.cap_drop.clone(),
+            ulimits: self
+                .ulimit
+                .iter()
+                .map(|limit| parse_ulimit(limit))
+                .collect::<Result<_, _>>()?,
+            no_new_privileges,
+            seccomp,
+            cpus: self.cpus,
+            memory: self.memory,
+            pids_limit: self.pids_limit,
+        })
+    }
+
+    /// The labels, on top of the image's.
+    pub fn labels(&self, image: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let mut labels = image;
+        for label in &self.label {
+            let (name, value) = label.split_once('=').unwrap_or((label, ""));
+            labels.insert(name.to_owned(), value.to_owned());
+        }
+        labels
+    }
+
+    /// Where changes go.
+    pub fn upper(&self) -> Upper {
+        match self.storage {
+            None => Upper::Memory,
+            Some(size_bytes) => Upper::Disk { size_bytes },
+        }
+    }
+
+    /// Processors and bytes of memory, if they are limited.
+    pub fn limits(&self) -> (Option<f64>, Option<u64>) {
+        (self.cpus, self.memory)
+    }
+
+    /// The signal that asks the container to stop.
+    pub fn stop_signal(&self, image: Option<&str>) -> Result<u8, String> {
+        const SIGTERM: u8 = 15;
+        match (self.stop_signal, image) {
+            (Some(signal), _) => Ok(signal),
+            (None, Some(name)) if !name.is_empty() => parse_signal(name),
+            _ => Ok(SIGTERM),
+        }
+    }
+
+    fn refuse_what_is_to_come(&self) -> Result<(), String> {
+        if self.isolation == Isolation::Container {
+            return Err(
+                "--isolation container comes with a later version: leave it out".to_owned(),
+            );
+        }
+        if let Some(volume) = self.volume.first() {
+            return Err(format!(
+                "--volume {volume} comes with a later version: copy files with `bulkhead cp`"
+            ));
+        }
+        const LEAST_MEMORY: u64 = 6 << 20;
+        const LEAST_STORAGE: u64 = 1 << 20;
+        if self.memory.is_some_and(|memory| memory < LEAST_MEMORY) {
+            return Err("--memory is too little for any program: give at least 6M".to_owned());
+        }
+        if self.storage.is_some_and(|size| size < LEAST_STORAGE) {
+            return Err("--storage is too small for a file system: give at least 1M".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The variables of files and then those of options; one without a value has the one of this process.
+pub fn environment(given: &[String], files: &[PathBuf]) -> Result<Vec<String>, String> {
+    let mut vars = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(file)
+            .map_err(|e| format!("cannot read the variables in {}: {e}", file.display()))?;
+        let lines = text.lines().map(str::trim_start);
+        vars.extend(
+            lines
+                .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                .map(str::to_owned),
+        );
+    }
+    vars.extend(given.iter().cloned());
+    let mut environment = Vec::new();
+    for var in vars {
+        if var.starts_with('=') {
+            return Err(format!(
+                "`{var}` has no name: write a variable as NAME=VALUE"
+            ));
+        }
+        if var.contains('=') {
+            environment.push(var);
+        } else if let Ok(value) = std::env::var(&var) {
+            environment.push(format!("{var}={value}"));
+        }
+    }
+    Ok(environment)
+}
+
+fn tmpfs_mount(path: &str, options: &str) -> Result<Mount, String> {
+    if !path.starts_with('/') {
+        return Err(format!(
+            "`{path}` is not absolute: begin the path of a tmpfs with /"
+        ));
+    }
+    let mut all: Vec<String> = ["nosuid", "nodev", "noexec"].map(str::to_owned).to_vec();
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        // The opposite of a default stands in its place.
+        all.retain(|default| default.strip_prefix("no") != Some(option));
+        all.push(option.to_owned());
+    }
+    Ok(Mount {
+        destination: path.to_owned(),
+        kind: Some("tmpfs".to_owned()),
+        source: Some("tmpfs".to_owned()),
+        options: all,
+        ..Mount::default()
+    })
+}
+
+fn parse_mount(text: &str) -> Result<Mount, String> {
+    let mut kind = "volume";
+    let mut target = None;
+    let mut options = Vec::new();
+    for part in text.split(',') {
+        match part.split_once('=').unwrap_or((part, "")) {
+            ("type", value) => kind = value,
+            ("target" | "destination" | "dst", value) => target = Some(value),
+            ("tmpfs-size", value) => options.push(format!("size={}", parse_bytes(value)?)),
+            ("tmpfs-mode", value) => options.push(format!("mode={value}")),
+            ("readonly" | "ro", "" | "true") => options.push("ro".to_owned()),
+            _ if kind != "tmpfs" => {}
+            _ => return Err(format!("--mount does not know `{part}`")),
+        }
+    }
+    if kind != "tmpfs" {
+        return Err(format!(
+            "--mount type={kind} comes with a later version: copy files with `bulkhead cp`"
+        ));
+    }
+    let target = target.ok_or_else(|| format!("--mount {text} needs a target=PATH"))?;
+    tmpfs_mount(target, &options.join(","))
+}
+
+fn parse_ulimit(text: &str) -> Result<Rlimit, String> {
+    let wrong = || format!("`{text}` is not a limit: write it as nofile=1024:2048");
+    let (name, limits) = text.split_once('=').ok_or_else(wrong)?;
+    const KNOWN: [&str; 16] = [
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+    if !KNOWN.contains(&name) {
+        return Err(format!(
+            "there is no limit {name}: one of {}",
+            KNOWN.join(", ")
+        ));
+    }
+    let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+    let parse = |number: &str| match number {
+        "-1" | "unlimited" => Ok(u64::MAX),
+        number => number.parse().map_err(|_| wrong()),
+    };
+    let (soft, hard) = (parse(soft)?, parse(hard)?);
+    if soft > hard {
+        return Err(format!("`{text}` has a soft limit above the hard one"));
+    }
+    Ok(Rlimit {
+        kind: format!("RLIMIT_{}", name.to_ascii_uppercase()),
+        soft,
+        hard,
+    })
+}
+
+fn default_seccomp() -> Option<Seccomp> {
+    None
+}
+
+fn read_seccomp(path: &Path) -> Result<Seccomp, String> {
+    let failed = |e: &dyn std::fmt::Display| {
+        format!("cannot use the seccomp profile {}: {e}", path.display())
+    };
+    let text = fs::read(path).map_err(|e| failed(&e))?;
+    serde_json::from_slice(&text).map_err(|e| failed(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tmpfs_has_dockers_defaults_unless_told_otherwise() {
+        let mount = tmpfs_mount("/run", "exec,size=1m").expect("mount");
+        assert_eq!(mount.options, ["nosuid", "nodev", "exec", "size=1m"]);
+        assert!(tmpfs_mount("run", "").is_err());
+        let same = parse_mount("type=tmpfs,target=/run,tmpfs-size=1m").expect("mount");
+        assert_eq!(
+            same.options.last().map(String::as_str),
+            Some("size=1048576")
+        );
+        for wrong in [
+            "type=tmpfs",
+            "type=bind,src=/a,dst=/b",
+            "target=/x",
+            "type=tmpfs,dst=/x,y=1",
+        ] {
+            assert!(parse_mount(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn limits_are_read_with_and_without_the_hard_one() {
+        let limit = parse_ulimit("nofile=10:20").expect("limit");
+        assert_eq!(
+            (&*limit.kind, limit.soft, limit.hard),
+            ("RLIMIT_NOFILE", 10, 20)
+        );
+        assert_eq!(parse_ulimit("core=-1").expect("limit").hard, u64::MAX);
+        for wrong in ["nofile", "x=1", "nofile=2:1", "nofile=a"] {
+            assert!(parse_ulimit(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn environment_when_a_value_is_left_out_is_ours_or_nothing() {
+        let given = ["PATH", "BULKHEAD_NOT_SET_ANYWHERE", "A=", "B=x=y"].map(str::to_owned);
+        let vars = environment(&given, &[]).expect("vars");
+        let path = format!("PATH={}", std::env::var("PATH").expect("PATH"));
+        assert_eq!(vars, [path, "A=".to_owned(), "B=x=y".to_owned()]);
+        assert!(environment(&["=x".to_owned()], &[]).is_err());
+    }
+}

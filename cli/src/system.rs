@@ -1,0 +1,167 @@
+//! `system df` and `system prune`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use bulkhead_engine::record::Status;
+use bulkhead_engine::{Engine, Entry};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::Outcome;
+use crate::image::{in_use, print_removed};
+use crate::output::{Format, Table, print_rows, time};
+
+/// What all containers and images take, and what of it nobody needs.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Show what images and containers take on the disk
+    Df(DfArgs),
+    /// Remove containers that are not running, and images that nothing uses
+    Prune(PruneArgs),
+}
+
+/// Show what images and containers take on the disk.
+#[derive(Args)]
+pub struct DfArgs {
+    /// table, json, or a template
+    #[arg(long, default_value = "table")]
+    format: Format,
+}
+
+/// Remove containers that are not running, and images that nothing uses.
+#[derive(Args)]
+pub struct PruneArgs {
+    /// Also images that have a name
+    #[arg(short, long)]
+    all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// Does it.
+pub fn run(command: &Command, engine: &Engine) -> Outcome {
+    engine.sweep()?;
+    match command {
+        Command::Df(args) => df(engine, args),
+        Command::Prune(args) => prune(engine, args),
+    }
+}
+
+fn df(engine: &Engine, args: &DfArgs) -> Outcome {
+    let store = engine.store()?;
+    let used: BTreeSet<_> = engine.images_in_use()?.into_iter().collect();
+    let images = store.images()?;
+    let all: BTreeSet<_> = images.iter().map(|image| image.manifest.digest).collect();
+    let containers = engine.list()?;
+    let idle: Vec<&Entry> = containers.iter().filter(|entry| !is_up(entry)).collect();
+    let size_of = |entries: &[&Entry]| -> u64 {
+        entries
+            .iter()
+            .map(|entry| bytes_in(&entry.files.folder))
+            .sum()
+    };
+    let every: Vec<&Entry> = containers.iter().collect();
+    let row = |kind, total: usize, active: usize, size: u64, reclaimable: Option<u64>| {
+        json!({
+            "Type": kind,
+            "TotalCount": total.to_string(),
+            "Active": active.to_string(),
+            "Size": time::decimal(size),
+            "Reclaimable": reclaimable.map_or_else(|| "-".to_owned(), time::decimal),
+        })
+    };
+    let unused = all.difference(&used).count();
+    let layers = bytes_in(&store.root().join("blobs"));
+    let disks = bytes_in(&store.root().join("disks"));
+    let rows: Vec<Value> = vec![
+        row(
+            "Images",
+            all.len(),
+            all.len() - unused,
+            layers,
+            (unused == all.len()).then_some(layers),
+        ),
+        row(
+            "Disks",
+            all.len(),
+            all.len() - unused,
+            disks,
+            (unused == all.len()).then_some(disks),
+        ),
+        row(
+            "Containers",
+            containers.len(),
+            containers.len() - idle.len(),
+            size_of(&every),
+            Some(size_of(&idle)),
+        ),
+    ];
+    print_rows(&args.format, &rows, || {
+        const FIELDS: [&str; 5] = ["Type", "TotalCount", "Active", "Size", "Reclaimable"];
+        let mut table = Table::new(&["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]);
+        for row in &rows {
+            table.row(
+                FIELDS
+                    .map(|f| row[f].as_str().unwrap_or("").to_owned())
+                    .to_vec(),
+            );
+        }
+        table
+    })?;
+    Ok(0)
+}
+
+fn prune(engine: &Engine, args: &PruneArgs) -> Outcome {
+    if !args.force && !confirmed(args.all)? {
+        return Ok(0);
+    }
+    for entry in engine.list()? {
+        if !is_up(&entry) {
+            engine.remove(&entry, false)?;
+            println!("Deleted container: {}", entry.config.id);
+        }
+    }
+    let (removed, garbage) = engine.store()?.prune(args.all, &|| in_use(engine))?;
+    print_removed(&removed);
+    println!("Total reclaimed space: {}", time::decimal(garbage.bytes));
+    Ok(0)
+}
+
+fn confirmed(all: bool) -> Result<bool, Box<dyn std::error::Error>> {
+    if !io::stdin().is_terminal() {
+        return Err("there is nobody to ask whether to remove all that: say --force".into());
+    }
+    let images = if all {
+        "all images"
+    } else {
+        "all images without a name"
+    };
+    print!(
+        "Remove all containers that are not running, and {images} that no container uses? [y/N] "
+    );
+    io::stdout().flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn is_up(entry: &Entry) -> bool {
+    matches!(entry.state.status, Status::Running | Status::Paused)
+}
+
+/// What the files in a folder take on the disk. What goes meanwhile takes nothing.
+fn bytes_in(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes_in(&entry.path()),
+            Ok(metadata) => metadata.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
