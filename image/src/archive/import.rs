@@ -108,10 +108,7 @@ pub fn import(
     let bytes = serde_json::to_vec(&manifest).map_err(|e| bad(e.to_string()))?;
     let manifest = store.add_blob(&lease, media_type::MANIFEST, &bytes)?;
     lease.hold(Held::Image(manifest.digest))?;
-    store.record(&manifest, options.name.as_ref(), None)?;
+    let image = store.record(&manifest, options.name.as_ref(), None)?;
     progress.report(&item, State::Done);
-    match &options.name {
-        Some(name) => store.image(name),
-        None => store.find(&manifest.digest.to_string()),
-    }
+    Ok(image)
 }

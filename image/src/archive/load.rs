@@ -262,12 +262,10 @@ impl<'a> Loading<'a> {
             }
             self.lease.hold(Held::Image(manifest.digest))?;
             if names.is_empty() {
-                self.store.record(manifest, None, None)?;
-                images.extend(self.store.find(&manifest.digest.to_string()));
+                images.push(self.store.record(manifest, None, None)?);
             }
             for name in names {
-                self.store.record(manifest, Some(name), None)?;
-                images.push(self.store.image(name)?);
+                images.push(self.store.record(manifest, Some(name), None)?);
             }
         }
         if images.is_empty() {

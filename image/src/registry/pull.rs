@@ -82,7 +82,7 @@ pub fn pull(
         .unwrap_or_else(|| reference.clone());
     let source = reference.at(named);
     let before = store.image(&name).ok().map(|image| image.manifest.digest);
-    store.record(&descriptor, Some(&name), Some(&source))?;
+    let image = store.record(&descriptor, Some(&name), Some(&source))?;
     progress.message(&format!("Digest: {named}"));
     progress.message(&format!(
         "Status: {} {}",
@@ -93,7 +93,7 @@ pub fn pull(
         },
         pull.title
     ));
-    store.image(&name)
+    Ok(image)
 }
 
 struct Pull<'a> {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 
 use super::lock::Guard;
-use super::{Garbage, Store};
+use super::{Garbage, Image, Store};
 use crate::digest::Digest;
 use crate::error::{Error, Result, in_manifest, io_error};
 use crate::manifest::{Descriptor, Document, Index, ManifestError, media_type};
@@ -96,15 +96,15 @@ impl Store {
         manifest: &Descriptor,
         new_name: Option<&Reference>,
         source: Option<&Reference>,
-    ) -> Result<()> {
+    ) -> Result<Image> {
         let guard = self.lock_exclusive()?;
         let mut entries = self.read_index()?;
         if let Some(new_name) = new_name {
             take_name(&mut entries, new_name);
             // The same image without a name is this one.
             entries.retain(|entry| entry.digest != manifest.digest || name(entry).is_some());
-        } else if entries.iter().any(|entry| entry.digest == manifest.digest) {
-            return Ok(());
+        } else if let Some(entry) = entries.iter().find(|entry| entry.digest == manifest.digest) {
+            return self.read_image(entry);
         }
         let mut annotations = BTreeMap::new();
         for (key, value) in [(NAME, new_name), (SOURCE, source)] {
@@ -112,11 +112,15 @@ impl Store {
                 annotations.insert(key.to_owned(), value.to_string());
             }
         }
-        entries.push(Descriptor {
+        let entry = Descriptor {
             annotations: Some(annotations),
             ..Descriptor::new(&manifest.media_type, manifest.digest, manifest.size)
-        });
-        self.write_index(entries, &guard)
+        };
+        // Only what can be read again is listed.
+        let image = self.read_image(&entry)?;
+        entries.push(entry);
+        self.write_index(entries, &guard)?;
+        Ok(image)
     }
 
     /// Removes a name, and the image with its last name; or an image by its ID. Then collects garbage.

@@ -179,11 +179,10 @@ impl Store {
     }
 
     /// Gives the image one more name. Whatever had the name stays, without it.
-    pub fn tag(&self, image: &Image, name: &Reference) -> Result<()> {
+    pub fn tag(&self, image: &Image, name: &Reference) -> Result<Image> {
         // It could have been removed since it was looked up.
         let lease = self.lease()?;
         lease.hold(Held::Image(image.manifest.digest))?;
-        self.read_document(&image.manifest, MAX_MANIFEST)?;
         self.record(&image.manifest, Some(name), image.source.as_ref())
     }
 

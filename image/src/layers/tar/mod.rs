@@ -142,10 +142,15 @@ impl<R: Read> Archive<R> {
         entry.xattrs.clear();
         entry.pieces = None;
         loop {
-            let rest = self.data + self.padding;
-            self.data = 0;
-            self.padding = 0;
-            self.skip(rest)?;
+            let data = std::mem::take(&mut self.data);
+            let padding = std::mem::take(&mut self.padding);
+            if !self.skip(data)? {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            // `umoci insert` ends where its last file does, in the middle of a block, as Go allows.
+            if !self.skip(padding)? {
+                return Ok(false);
+            }
             let Some(block) = self.block()? else {
                 self.drain()?;
                 return Ok(false);
@@ -316,19 +321,20 @@ impl<R: Read> Archive<R> {
         Ok(len)
     }
 
-    fn skip(&mut self, mut len: u64) -> Result<(), TarError> {
+    /// Passes over so many bytes; false if there are fewer.
+    fn skip(&mut self, mut len: u64) -> Result<bool, TarError> {
         while len > 0 {
             if self.start == self.end {
                 self.fill()?;
                 if self.end == 0 {
-                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                    return Ok(false);
                 }
             }
             let part = len.min((self.end - self.start) as u64);
             self.start += part as usize;
             len -= part;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Reads to the end: whoever checks the stream's digest needs it whole.
