@@ -67,12 +67,34 @@ enum Hidden {
     Kept(Kept),
 }
 
+/// A hard link to what a lower layer must have.
+#[derive(Debug)]
+struct Wanted {
+    slot: u32,
+    /// The link's layer.
+    layer: u16,
+    /// Whether this layer has it. It may have it again, and then that counts.
+    found: bool,
+}
+
 /// What a hard link is to.
 enum Linked {
     /// An inode that is in the image.
     Slot(u32),
     /// One that is hidden, and that nobody needs.
     Hidden(u32),
+}
+
+/// What a path is gone for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To put an entry there: directories that do not exist are made, and those that do are real, even
+    /// if the entry itself is hidden.
+    Entry,
+    /// To mark what lower layers must not have there: directories are made, but not real ones.
+    Mark,
+    /// To look.
+    Look,
 }
 
 /// Where an entry belongs.
@@ -108,8 +130,8 @@ pub struct Merge<'f> {
     hidden_inodes: Vec<Hidden>,
     /// Bytes held for the three above, which end with the layer.
     held: usize,
-    /// Hard links to paths that no layer had so far: the slot, and the layer of the link.
-    wanted: HashMap<Box<[u8]>, Vec<(u32, u16)>>,
+    /// Hard links to paths that no layer had before this one.
+    wanted: HashMap<Box<[u8]>, Vec<Wanted>>,
     scratch: Scratch<'f>,
 }
 
@@ -145,6 +167,10 @@ impl<'f> Merge<'f> {
         self.layer += 1;
         self.recent = None;
         self.symlinks.clear();
+        self.wanted.retain(|_, wanted| {
+            wanted.retain(|wanted| !wanted.found);
+            !wanted.is_empty()
+        });
         self.hidden.clear();
         self.hidden_inodes.clear();
         self.tree.memory().release(std::mem::take(&mut self.held));
@@ -177,7 +203,7 @@ impl<'f> Merge<'f> {
     /// Lower layers' `name` in `directory` is hidden.
     fn whiteout(&mut self, directory: &[u8], name: &[u8]) -> Result<(), Failure> {
         let layer = self.layer;
-        let Place::At(parent, found) = self.locate(directory, name, true)? else {
+        let Place::At(parent, found) = self.locate(directory, name, Purpose::Mark)? else {
             return Ok(());
         };
         let Some(node) = found else {
@@ -187,14 +213,14 @@ impl<'f> Merge<'f> {
         };
         if let Kind::Directory(directory) = self.tree.node(node).kind {
             self.cut(node);
-            self.tree.directory_mut(directory).settled = true;
+            self.tree.directory_mut(directory).settle(layer);
         }
         Ok(())
     }
 
     /// What lower layers have in `directory` is hidden.
     fn opaque(&mut self, directory: &[u8]) -> Result<(), Failure> {
-        if let Walk::Node(node) = self.walk(directory, true)? {
+        if let Walk::Node(node) = self.walk(directory, Purpose::Mark)? {
             self.cut(node);
         }
         Ok(())
@@ -212,7 +238,7 @@ impl<'f> Merge<'f> {
             ROOT
         } else {
             let (directory, name) = split(path);
-            let Place::At(parent, found) = self.locate(directory, name, true)? else {
+            let Place::At(parent, found) = self.locate(directory, name, Purpose::Entry)? else {
                 return Ok(());
             };
             match found {
@@ -234,7 +260,9 @@ impl<'f> Merge<'f> {
             return Ok(());
         };
         let state = self.tree.directory(directory);
-        if state.settled && self.tree.node(node).cut < layer {
+        if state.settled < layer {
+            let parent = self.tree.node(node).parent;
+            self.tree.make_real(parent);
             return Ok(());
         }
         if state.attributes.is_none() || state.layer == layer {
@@ -256,7 +284,7 @@ impl<'f> Merge<'f> {
         self.cut(node);
         self.recent = None;
         if let Kind::Directory(directory) = kind {
-            self.tree.directory_mut(directory).settled = true;
+            self.tree.directory_mut(directory).settle(layer);
         }
         Ok(node)
     }
@@ -275,7 +303,7 @@ impl<'f> Merge<'f> {
             return Err(Problem::Size(self.limits.file_bytes).into());
         }
         let (directory, name) = split(path);
-        let place = match self.locate(directory, name, true)? {
+        let place = match self.locate(directory, name, Purpose::Entry)? {
             Place::At(parent, found) => self.make_way(parent, found),
             hidden => hidden,
         };
@@ -348,10 +376,12 @@ impl<'f> Merge<'f> {
         let state = self.tree.directory_mut(directory);
         if state.real && of < layer {
             // The directory replaced what is here, and with it all directories below that.
-            state.settled = true;
+            state.settle(layer);
             self.cut(node);
             Place::Hidden(of)
         } else if !state.real && cut < layer {
+            state.settle(layer);
+            self.tree.make_real(parent);
             Place::Hidden(cut)
         } else {
             Place::At(parent, found)
@@ -385,7 +415,7 @@ impl<'f> Merge<'f> {
             return Err(Problem::DirectoryLink.into());
         }
         let (directory, name) = split(target);
-        let found = match self.locate(directory, name, false) {
+        let found = match self.locate(directory, name, Purpose::Look) {
             Ok(Place::At(_, found)) => found.map(|node| *self.tree.node(node)),
             Ok(_) | Err(Problem::NotDirectory) => None,
             Err(problem) => return Err(problem.into()),
@@ -413,9 +443,10 @@ impl<'f> Merge<'f> {
             return Ok(Linked::Slot(slot));
         }
         if let Some(Node {
-            kind: Kind::Directory(_),
+            kind: Kind::Directory(directory),
             ..
         }) = found
+            && self.tree.directory(directory).real
         {
             return Err(Problem::DirectoryLink.into());
         }
@@ -431,10 +462,11 @@ impl<'f> Merge<'f> {
     fn want(&mut self, path: Box<[u8]>) -> Result<u32, Problem> {
         self.tree.memory().hold(2 * path.len() + MAP_ENTRY_LEN)?;
         let slot = self.new_slot(Slot::Wanted(path.clone()))?;
-        self.wanted
-            .entry(path)
-            .or_default()
-            .push((slot, self.layer));
+        self.wanted.entry(path).or_default().push(Wanted {
+            slot,
+            layer: self.layer,
+            found: false,
+        });
         Ok(slot)
     }
 
@@ -447,15 +479,20 @@ impl<'f> Merge<'f> {
             Place::Hidden(layer) => *layer,
             _ => 0,
         };
-        let Some(wanted) = self.wanted.get_mut(path) else {
-            return Vec::new();
-        };
-        let slots = wanted.extract_if(.., |(_, layer)| hidden_by <= *layer);
-        let slots = slots.map(|(slot, _)| slot).collect();
-        if wanted.is_empty() {
-            self.wanted.remove(path);
-        }
-        slots
+        // A link is to what there was when it was made: not to what its own layer has later.
+        let now = self.layer;
+        let wanted = self
+            .wanted
+            .get_mut(path)
+            .map_or(&mut [][..], Vec::as_mut_slice);
+        wanted
+            .iter_mut()
+            .filter(|wanted| hidden_by <= wanted.layer && wanted.layer < now)
+            .map(|wanted| {
+                wanted.found = true;
+                wanted.slot
+            })
+            .collect()
     }
 
     /// The slot that this one is the same as.
@@ -491,8 +528,13 @@ impl<'f> Merge<'f> {
     }
 
     /// Where `name` in `directory` belongs.
-    fn locate(&mut self, directory: &[u8], name: &[u8], create: bool) -> Result<Place, Problem> {
-        Ok(match self.walk(directory, create)? {
+    fn locate(
+        &mut self,
+        directory: &[u8],
+        name: &[u8],
+        purpose: Purpose,
+    ) -> Result<Place, Problem> {
+        Ok(match self.walk(directory, purpose)? {
             Walk::Node(parent) => {
                 let found = self.tree.find(parent, name);
                 let whiteout = found.map(|node| *self.tree.node(node));
@@ -501,7 +543,10 @@ impl<'f> Merge<'f> {
                         kind: Kind::Whiteout,
                         layer,
                         ..
-                    }) if layer < self.layer => Place::Hidden(layer),
+                    }) if layer < self.layer => {
+                        self.hidden_in(parent, purpose);
+                        Place::Hidden(layer)
+                    }
                     _ => Place::At(parent, found),
                 }
             }
@@ -510,14 +555,29 @@ impl<'f> Merge<'f> {
         })
     }
 
+    /// An entry in this directory is hidden, which its directories need not be.
+    fn hidden_in(&mut self, node: u32, purpose: Purpose) {
+        if purpose != Purpose::Entry {
+            return;
+        }
+        let Node { kind, parent, .. } = *self.tree.node(node);
+        let settled = match kind {
+            Kind::Directory(directory) => self.tree.directory(directory).settled,
+            _ => NEVER,
+        };
+        let gone = settled < self.layer;
+        self.tree.make_real(if gone { parent } else { node });
+    }
+
     /// Goes to a directory. On the way, directories that do not exist are made, if they shall be,
     /// and symbolic links of this layer are followed, within the image.
-    fn walk(&mut self, directory: &[u8], create: bool) -> Result<Walk, Problem> {
+    fn walk(&mut self, directory: &[u8], purpose: Purpose) -> Result<Walk, Problem> {
         if let Some((recent, node)) = &self.recent
             && recent == directory
         {
             return Ok(Walk::Node(*node));
         }
+        let create = purpose != Purpose::Look;
         let layer = self.layer;
         let mut node = ROOT;
         let mut followed = 0;
@@ -528,6 +588,7 @@ impl<'f> Merge<'f> {
                 kind, cut, parent, ..
             } = *self.tree.node(node);
             if cut < layer {
+                self.hidden_in(node, purpose);
                 return Ok(Walk::Hidden(cut));
             }
             debug_assert!(matches!(kind, Kind::Directory(_)));
@@ -561,7 +622,10 @@ impl<'f> Merge<'f> {
             } = *self.tree.node(next);
             match kind {
                 Kind::Directory(_) => node = next,
-                _ if of < layer => return Ok(Walk::Hidden(of)),
+                _ if of < layer => {
+                    self.hidden_in(node, purpose);
+                    return Ok(Walk::Hidden(of));
+                }
                 Kind::Inode(_) => {
                     let target = self.symlinks.get(&next).ok_or(Problem::NotDirectory)?;
                     followed += 1;

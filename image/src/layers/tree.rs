@@ -42,7 +42,7 @@ pub enum Kind {
 }
 
 /// A directory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Directory {
     /// What its entry in the uppermost layer that has one says.
     pub attributes: Option<Attributes>,
@@ -50,10 +50,27 @@ pub struct Directory {
     pub layer: u16,
     /// Whether any layer has it or something in it, so that it is more than a place for whiteouts.
     pub real: bool,
-    /// Whether, below the cut, layers speak of another directory, whose attributes are not this one's.
-    pub settled: bool,
+    /// Layers lower than this one speak of another directory, whose attributes are not this one's.
+    pub settled: u16,
     /// Directories it is in.
     depth: usize,
+}
+
+impl Directory {
+    fn new(depth: usize) -> Self {
+        Self {
+            attributes: None,
+            layer: 0,
+            real: false,
+            settled: NEVER,
+            depth,
+        }
+    }
+
+    /// Layers lower than this one speak of another directory.
+    pub fn settle(&mut self, layer: u16) {
+        self.settled = self.settled.min(layer);
+    }
 }
 
 /// Names and directories.
@@ -107,7 +124,7 @@ impl Tree {
     pub fn new(memory: usize, max_depth: usize) -> Self {
         let root = Directory {
             real: true,
-            ..Directory::default()
+            ..Directory::new(0)
         };
         let node = Node {
             parent: ROOT,
@@ -226,10 +243,7 @@ impl Tree {
             return Err(Problem::Depth(self.max_depth));
         }
         self.memory.hold(size_of::<Directory>())?;
-        self.directories.push(Directory {
-            depth,
-            ..Directory::default()
-        });
+        self.directories.push(Directory::new(depth));
         Ok(Kind::Directory(self.directories.len() as u32 - 1))
     }
 
