@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use bulkhead_protocol::{API_PORT, BootTimings, Shutdown};
 
-use crate::api::Api;
+use crate::containers::Containers;
+use crate::guest::Guest;
 use crate::server::{Server, Wake};
 use crate::signals::{Asked, Signals};
 use crate::{clock, kmsg, mounts, net, power, ready, reaper, vsock};
@@ -44,7 +45,10 @@ pub fn run_as_init(init_start_ns: u64) -> ! {
             None
         }
     };
-    if let Err(e) = Server::new(listener).and_then(|server| serve(server, timings)) {
+    let served = Guest::new(timings, Containers::of_a_guest())
+        .and_then(|guest| Server::new(listener, guest))
+        .and_then(|mut server| serve(&mut server));
+    if let Err(e) = served {
         // Without its loop the guest is of no use to anybody, and nobody could even stop it.
         kmsg::error(format_args!("cannot go on: {e}"));
         power::signal_everyone(libc::SIGKILL);
@@ -53,24 +57,23 @@ pub fn run_as_init(init_start_ns: u64) -> ! {
 }
 
 /// Serves until the guest is to stop and every other process has ended.
-fn serve(mut server: Server, timings: BootTimings) -> io::Result<()> {
+fn serve(server: &mut Server) -> io::Result<()> {
     let signals = Signals::new()?;
     server.watch_signals(&signals)?;
-    let mut api = Api::new(timings);
     let mut stopping: Option<Stopping> = None;
     loop {
         let deadline = stopping.as_ref().map(|s| s.deadline);
-        let wake = server.run(&mut api, deadline)?;
+        let wake = server.run(deadline)?;
         if wake == Wake::Signals {
             while let Some(asked) = signals.next() {
                 if asked == Asked::Stop {
-                    api.begin_shutdown(Shutdown::default());
+                    server.guest.begin_shutdown(Shutdown::default());
                 }
             }
         }
-        // Children that ended without anybody waiting for them; whom nobody misses, nobody is told.
-        let children = reaper::reap(|_| {});
-        let Some(shutdown) = api.shutdown() else {
+        // Whom nobody misses, nobody is told: orphans come here too.
+        let children = reaper::reap(|pid, status| server.guest.child_ended(pid, status));
+        let Some(shutdown) = server.guest.shutdown() else {
             continue;
         };
         // Whoever is left is, or once its parents end becomes, a child of PID 1: no children, no
@@ -78,15 +81,25 @@ fn serve(mut server: Server, timings: BootTimings) -> io::Result<()> {
         let over = match &mut stopping {
             _ if !children => true,
             None => {
-                stopping = Some(Stopping::terminate(shutdown));
+                server.guest.wake_containers();
+                stopping = Some(Stopping::terminate(&mut server.guest, shutdown));
                 false
             }
-            Some(s) => s.is_due() && !s.escalate(),
+            Some(s) => s.is_due() && !s.escalate(&mut server.guest),
         };
         if over {
-            server.finish(&mut api, Instant::now() + LAST_ANSWERS);
+            server.finish(Instant::now() + LAST_ANSWERS);
             return Ok(());
         }
+    }
+}
+
+/// Sends a signal to all processes of the guest, or, where the agent is one of many, of its containers.
+fn signal_everyone(guest: &mut Guest, signal: libc::c_int) {
+    if std::process::id() == 1 {
+        power::signal_everyone(signal);
+    } else {
+        guest.signal_containers(signal);
     }
 }
 
@@ -97,8 +110,8 @@ struct Stopping {
 }
 
 impl Stopping {
-    fn terminate(shutdown: Shutdown) -> Self {
-        power::signal_everyone(libc::SIGTERM);
+    fn terminate(guest: &mut Guest, shutdown: Shutdown) -> Self {
+        signal_everyone(guest, libc::SIGTERM);
         Stopping {
             deadline: Instant::now() + Duration::from_millis(shutdown.grace_ms()),
             killed: false,
@@ -106,11 +119,11 @@ impl Stopping {
     }
 
     /// The next harder measure; `false` if there is none.
-    fn escalate(&mut self) -> bool {
+    fn escalate(&mut self, guest: &mut Guest) -> bool {
         if self.killed {
             return false;
         }
-        power::signal_everyone(libc::SIGKILL);
+        signal_everyone(guest, libc::SIGKILL);
         self.deadline = Instant::now() + KILL_GRACE;
         self.killed = true;
         true
@@ -126,12 +139,12 @@ impl Stopping {
 pub fn run_for_tests(path: &str, init_start_ns: u64) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;
-    let mut server = Server::new(Some(listener.into()))?;
-    let mut api = Api::new(BootTimings {
+    let timings = BootTimings {
         init_start_ns,
         ready_ns: clock::boot_ns(),
-    });
-    while server.run(&mut api, None)? != Wake::Shutdown {}
-    server.finish(&mut api, Instant::now() + LAST_ANSWERS);
+    };
+    let guest = Guest::new(timings, Containers::without_limits())?;
+    let mut server = Server::new(Some(listener.into()), guest)?;
+    serve(&mut server)?;
     std::fs::remove_file(path)
 }

@@ -4,24 +4,32 @@
 //! listen, dial the host, say so ([`ready`]). Everything else, the mounts first of all, comes after.
 //! From then on one thread waits in one place ([`server`]) for requests, signals and the end.
 //!
-//! - [`http`] and [`connection`] speak HTTP, [`api`] answers, [`info`] knows the guest;
+//! - [`http`] and [`connection`] speak HTTP, [`api`] answers, [`info`] knows the machine;
+//! - [`guest`] is what there is between two events: [`containers`], and the [`streams`] of what runs in
+//!   them; [`files`] go in and out in threads of their own;
 //! - [`mounts`] and [`net`] set the guest up, [`reaper`] and [`signals`] are PID 1's duties;
 //! - [`agent`] is the loop, [`power`] the end of it.
 
 pub mod agent;
 pub mod api;
+pub mod base64;
 pub mod clock;
 pub mod connection;
+pub mod containers;
+pub mod files;
+pub mod guest;
 pub mod http;
 pub mod info;
 pub mod kmsg;
 pub mod mounts;
 pub mod net;
+pub mod netlink;
 pub mod power;
 pub mod ready;
 pub mod reaper;
 pub mod server;
 pub mod signals;
+pub mod streams;
 pub mod vsock;
 
 /// The agent's version, as `--version` and the API report it.

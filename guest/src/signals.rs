@@ -34,6 +34,10 @@ impl Signals {
             // SAFETY: the set was initialised above and the signal is a valid one.
             unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
         }
+        let watched = set;
+        // A program that has closed its input is an error of the write, and nothing else.
+        // SAFETY: as above.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE) };
         // SAFETY: the set is initialised and lives through the call; no old set is asked for.
         let blocked =
             unsafe { libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
@@ -42,7 +46,7 @@ impl Signals {
         }
         let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
         // SAFETY: as above; -1 asks for a new descriptor.
-        let fd = unsafe { libc::signalfd(-1, set.as_ptr(), flags) };
+        let fd = unsafe { libc::signalfd(-1, watched.as_ptr(), flags) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }

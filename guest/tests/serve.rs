@@ -1,74 +1,31 @@
 //! The agent's program, as an ordinary process that serves its API on a Unix socket: what a client
 //! on the host meets, without a VM.
 
+mod common;
+
 use std::io::{ErrorKind, Read, Write};
-use std::net::Shutdown::Write as Outgoing;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
 use bulkhead_protocol::{ApiError, ErrorCode, Health, HealthStatus, Info};
+use common::{AGENT, Agent, PATIENCE, read_head};
+use serde_json::{Value, json};
 
-const AGENT: &str = env!("CARGO_BIN_EXE_bulkhead-agent");
-/// Far more than anything here takes; only so that a bug does not hang the tests.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Agent {
-    process: Child,
-    socket: PathBuf,
-    _dir: tempfile::TempDir,
+trait Asks {
+    fn exchange_text(&self, request: &[u8]) -> String;
+    fn is_well(&self);
 }
 
-impl Agent {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let socket = dir.path().join("api.sock");
-        let process = Command::new(AGENT)
-            .args(["--listen", &format!("unix:{}", socket.display())])
-            .spawn()
-            .expect("agent");
-        let agent = Agent {
-            process,
-            socket,
-            _dir: dir,
-        };
-        let start = Instant::now();
-        while UnixStream::connect(&agent.socket).is_err() {
-            assert!(start.elapsed() < PATIENCE, "the agent does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        agent
-    }
-
-    fn connect(&self) -> UnixStream {
-        let stream = UnixStream::connect(&self.socket).expect("connect");
-        stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
-        stream
-    }
-
-    /// Sends `request`, ends, and returns all that comes back.
-    fn exchange(&self, request: &[u8]) -> String {
-        let mut stream = self.connect();
-        // The agent may refuse and stop reading before all is written.
-        let _ = stream.write_all(request);
-        let _ = stream.shutdown(Outgoing);
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("answer");
-        String::from_utf8(answer).expect("UTF-8")
+impl Asks for Agent {
+    fn exchange_text(&self, request: &[u8]) -> String {
+        String::from_utf8(self.exchange(request)).expect("UTF-8")
     }
 
     fn is_well(&self) {
-        let answer = self.exchange(b"GET /v1/health HTTP/1.0\r\n\r\n");
+        let answer = self.exchange_text(b"GET /v1/health HTTP/1.0\r\n\r\n");
         let health: Health = body(&answer);
         assert_eq!(health.status, HealthStatus::Ok);
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
@@ -79,13 +36,7 @@ fn body<'a, T: serde::Deserialize<'a>>(answer: &'a str) -> T {
 
 /// Reads one answer of a connection that stays open.
 fn read_answer(stream: &mut UnixStream) -> String {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).expect("head");
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).expect("UTF-8");
+    let head = read_head(stream);
     let length = head
         .lines()
         .find_map(|l| l.strip_prefix("Content-Length: "))
@@ -121,7 +72,7 @@ fn socket_path_when_taken_then_one_sentence_and_status_1() {
 #[test]
 fn info_when_asked_then_what_uname_says() {
     let agent = Agent::start();
-    let answer = agent.exchange(b"GET /v1/info HTTP/1.1\r\nHost: guest\r\n\r\n");
+    let answer = agent.exchange_text(b"GET /v1/info HTTP/1.1\r\nHost: guest\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"));
     let info: Info<'_> = body(&answer);
     let uname = |flag| {
@@ -155,7 +106,7 @@ fn requests_when_pipelined_then_answered_in_order() {
     let requests: String = (0..300)
         .map(|i| format!("GET /{i} HTTP/1.1\r\n\r\n"))
         .collect();
-    let answers = agent.exchange(requests.as_bytes());
+    let answers = agent.exchange_text(requests.as_bytes());
     let mut rest = answers.as_str();
     for i in 0..300 {
         let said = format!("There is no /{i}.");
@@ -169,7 +120,17 @@ fn hostile_requests_when_sent_then_refused_and_the_agent_lives() {
     let agent = Agent::start();
     let long_path = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(100_000));
     let endless = format!("GET / HTTP/1.1\r\n{}", "A: b\r\n".repeat(100_000));
-    let cases: [(&[u8], u16, ErrorCode); 8] = [
+    let cases: [(&[u8], u16, ErrorCode); 10] = [
+        (
+            b"POST /v1/shutdown HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n\r\n",
+            400,
+            ErrorCode::BadRequest,
+        ),
+        (
+            b"PUT /v1/containers/x/files?path=/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz",
+            404,
+            ErrorCode::NotFound,
+        ),
         (b"\0\xff\xfe\r\n\r\n", 400, ErrorCode::BadRequest),
         (
             b"GET / HTTP/1.1\r\n broken\r\n\r\n",
@@ -179,7 +140,7 @@ fn hostile_requests_when_sent_then_refused_and_the_agent_lives() {
         (b"GET /v1/health HTTP/1.1\r\nA:", 400, ErrorCode::BadRequest),
         (b"GET / HTTP/3.0\r\n\r\n", 505, ErrorCode::NotSupported),
         (
-            b"POST /v1/shutdown HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"POST /v1/shutdown HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
             501,
             ErrorCode::NotSupported,
         ),
@@ -192,7 +153,7 @@ fn hostile_requests_when_sent_then_refused_and_the_agent_lives() {
         (endless.as_bytes(), 431, ErrorCode::HeadersTooLarge),
     ];
     for (request, status, code) in cases {
-        let answer = agent.exchange(request);
+        let answer = agent.exchange_text(request);
         assert!(
             answer.starts_with(&format!("HTTP/1.1 {status} ")),
             "{answer}"
@@ -247,9 +208,74 @@ fn client_when_it_never_reads_then_only_it_waits() {
 #[test]
 fn shutdown_when_posted_then_answered_and_the_agent_ends() {
     let mut agent = Agent::start();
-    let answer = agent
-        .exchange(b"POST /v1/shutdown HTTP/1.1\r\nContent-Length: 14\r\n\r\n{\"grace_ms\":1}\n");
+    let answer = agent.exchange_text(
+        b"POST /v1/shutdown HTTP/1.1\r\nContent-Length: 14\r\n\r\n{\"grace_ms\":1}\n",
+    );
     assert!(answer.starts_with("HTTP/1.1 202 Accepted\r\n"), "{answer}");
     assert!(agent.process.wait().expect("wait").success());
     assert!(!agent.socket.exists());
+}
+
+#[test]
+fn body_when_chunked_then_read_as_any_other() {
+    let agent = Agent::start();
+    let answer = agent.exchange_text(
+        b"POST /v1/containers/x/kill HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n\
+          6\r\n{\"sign\r\n6;x=y\r\nal\":9}\r\n0\r\n\r\n",
+    );
+    assert_eq!(body::<ApiError<'_>>(&answer).code, ErrorCode::NotFound);
+    assert!(answer.contains("There is no container x."), "{answer}");
+}
+
+#[test]
+fn events_when_subscribed_then_the_first_line_says_so_and_the_end_is_an_end() {
+    let agent = Agent::start();
+    let mut stream = agent.connect();
+    stream
+        .write_all(b"GET /v1/events HTTP/1.1\r\n\r\n")
+        .expect("request");
+    let head = read_head(&mut stream);
+    assert!(head.contains("Transfer-Encoding: chunked\r\n"), "{head}");
+    let mut first = vec![0; 4 + 39];
+    stream.read_exact(&mut first).expect("chunk");
+    let first = String::from_utf8_lossy(&first).into_owned();
+    assert!(first.contains("{\"event\":\"listening\""), "{first}");
+    drop(agent);
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).expect("end");
+    assert!(rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
+}
+
+#[test]
+fn subscribers_when_they_come_and_go_then_their_places_are_free_again() {
+    let agent = Agent::start();
+    let subscribe = || {
+        let mut stream = agent.connect();
+        stream
+            .write_all(b"GET /v1/events HTTP/1.1\r\n\r\n")
+            .expect("request");
+        let head = read_head(&mut stream);
+        (head.starts_with("HTTP/1.1 200 "), stream)
+    };
+    let mut subscribed = Vec::new();
+    while let (true, stream) = subscribe() {
+        subscribed.push(stream);
+    }
+    assert_eq!(subscribed.len(), 256);
+    drop(subscribed);
+    let start = Instant::now();
+    while !subscribe().0 {
+        assert!(start.elapsed() < PATIENCE, "no place becomes free");
+    }
+}
+
+#[test]
+fn clock_when_asked_then_the_time_and_bad_ones_are_refused() {
+    let agent = Agent::start();
+    let clock = agent.must("GET", "/v1/clock", &Value::Null);
+    assert!(clock["unix_ns"].as_u64().expect("number") > 1_700_000_000_000_000_000);
+    let (status, _) = agent.ask("PUT", "/v1/clock", &json!({"unix_ns": -1}));
+    assert_eq!(status, 400);
+    let (status, _) = agent.ask("POST", "/v1/entropy", &json!({"base64": "!"}));
+    assert_eq!(status, 422);
 }

@@ -17,9 +17,13 @@ pub struct CreateContainer<S> {
     /// `/dev/null`. A terminal always is one.
     #[serde(default)]
     pub stdin: bool,
-    /// The size of the terminal, if `spec.process.terminal` asks for one.
+    /// The size of the terminal, if `spec.process.terminal` asks for one; that of
+    /// `spec.process.consoleSize` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal: Option<TerminalSize>,
+    /// Whether the container's first process is a small one that reaps, and the program its child.
+    #[serde(default)]
+    pub init: bool,
 }
 
 /// A root made of a read-only lower layer and a writable upper one.
@@ -57,8 +61,6 @@ pub enum Upper {
         /// The device's serial.
         serial: String,
     },
-    /// None: the root is the lower layer alone, read-only.
-    None {},
 }
 
 impl Default for Upper {

@@ -1,0 +1,77 @@
+//! The guest's control groups: the agent in one, every container in one of its own.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What containers are limited and counted by.
+const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "cpuset"];
+
+/// Where containers' groups are. Nothing of it is made before the first container, since a boot would
+/// have to wait for it.
+#[derive(Debug)]
+pub struct Cgroups {
+    root: Option<PathBuf>,
+    ready: bool,
+}
+
+impl Cgroups {
+    /// The guest's hierarchy, which is the agent's alone.
+    pub fn of_a_guest() -> Self {
+        Cgroups {
+            root: Some("/sys/fs/cgroup".into()),
+            ready: false,
+        }
+    }
+
+    /// None: containers stay where the agent is.
+    pub fn none() -> Self {
+        Cgroups {
+            root: None,
+            ready: false,
+        }
+    }
+
+    /// The folder of a container's group, which is not made yet; `None` where there are none.
+    pub fn of_container(&mut self, id: &str) -> io::Result<Option<PathBuf>> {
+        let Some(root) = &self.root else {
+            return Ok(None);
+        };
+        let containers = root.join("containers");
+        if !self.ready {
+            let agent = root.join("agent");
+            make(&agent)?;
+            // 0 is whoever writes it.
+            fs::write(agent.join("cgroup.procs"), "0")?;
+            hand_down(root)?;
+            make(&containers)?;
+            hand_down(&containers)?;
+            self.ready = true;
+        }
+        Ok(Some(containers.join(id)))
+    }
+}
+
+fn make(group: &Path) -> io::Result<()> {
+    match fs::create_dir(group) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Lets the groups below this one have the controllers. One that the kernel lacks is done without; a
+/// container that needs it is refused later.
+fn hand_down(group: &Path) -> io::Result<()> {
+    let control = group.join("cgroup.subtree_control");
+    let all = CONTROLLERS.map(|c| format!("+{c}")).join(" ");
+    if fs::write(&control, all).is_ok() {
+        return Ok(());
+    }
+    let available = fs::read_to_string(group.join("cgroup.controllers"))?;
+    for controller in available.split_ascii_whitespace() {
+        if CONTROLLERS.contains(&controller) {
+            fs::write(&control, format!("+{controller}"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! The guest: all the agent knows between two events.
+
+use std::io;
+
+use bulkhead_protocol::{BootTimings, Shutdown};
+
+use crate::containers::Containers;
+use crate::files::Copies;
+use crate::http::Response;
+use crate::server::poll::Poll;
+use crate::server::slab::{Key, Slab};
+use crate::streams::client::Stream;
+use crate::streams::program::Program;
+use crate::streams::subscriber::Subscriber;
+
+/// See the module. Its methods are where their subjects are: [`crate::api`], [`crate::containers`],
+/// [`crate::streams`].
+pub struct Guest {
+    /// What is waited for.
+    pub poll: Poll,
+    /// How the guest booted.
+    pub timings: BootTimings,
+    shutdown: Option<Shutdown>,
+    /// The containers and what was executed in them.
+    pub containers: Containers,
+    /// The streams' ends of what runs in containers.
+    pub programs: Slab<Program>,
+    /// Connections to programs.
+    pub streams: Slab<Stream>,
+    /// Connections that are told of events.
+    pub subscribers: Slab<Subscriber>,
+    /// Copies of files under way.
+    pub copies: Copies,
+    /// Answers that clients were promised and can now be given.
+    pub answers: Vec<(Key, Response)>,
+    /// What is read goes through here; empty until something is.
+    pub scratch: Vec<u8>,
+}
+
+impl Guest {
+    /// A guest that booted like this and has nothing in it.
+    pub fn new(timings: BootTimings, containers: Containers) -> io::Result<Self> {
+        Ok(Guest {
+            poll: Poll::new()?,
+            timings,
+            shutdown: None,
+            containers,
+            programs: Slab::new(),
+            streams: Slab::new(),
+            subscribers: Slab::new(),
+            copies: Copies::default(),
+            answers: Vec::new(),
+            scratch: Vec::new(),
+        })
+    }
+
+    /// The shutdown that was asked for, if one was.
+    pub fn shutdown(&self) -> Option<Shutdown> {
+        self.shutdown
+    }
+
+    /// From now on the guest is on its way down, whoever asked for it.
+    pub fn begin_shutdown(&mut self, shutdown: Shutdown) {
+        self.shutdown.get_or_insert(shutdown);
+    }
+}
