@@ -33,6 +33,11 @@ pub fn test_initramfs() -> PathBuf {
     named("BULKHEAD_TEST_INITRAMFS")
 }
 
+/// A disk for containers, with busybox on it.
+pub fn test_container() -> PathBuf {
+    named("BULKHEAD_TEST_CONTAINER")
+}
+
 /// A distribution's kernel as it ships it, a `bzImage`.
 pub fn cloud_kernel() -> PathBuf {
     named("BULKHEAD_CLOUD_KERNEL")

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use bulkhead_tests::faithful::{Carried, Ended, Outer, print_prefixed};
 
 /// Environment variables that name files the tests use.
-const CARRIED: [&str; 8] = [
+const CARRIED: [&str; 9] = [
     "BULKHEAD",
     "BULKHEAD_VMM",
     "BULKHEAD_KERNEL",
     "BULKHEAD_AGENT_IMAGE",
     "BULKHEAD_TEST_IMAGE",
     "BULKHEAD_TEST_INITRAMFS",
+    "BULKHEAD_TEST_CONTAINER",
     "BULKHEAD_CLOUD_KERNEL",
     "BULKHEAD_FIRECRACKER",
 ];

@@ -7,6 +7,7 @@ mod bad_input;
 mod boot;
 mod cli;
 mod console;
+mod containers;
 mod control;
 mod disk;
 mod exits;
