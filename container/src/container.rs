@@ -3,18 +3,20 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 
+use crate::cgroup::{Cgroup, Limits, Stats};
 use crate::child::{self, Message};
 use crate::create::{Create, Stdio};
 use crate::error::Error;
 use crate::exec::Exec;
-use crate::namespaces::{self, Namespaces};
+use crate::fork::{Started, failure, fork};
+use crate::namespaces::Namespaces;
 use crate::plan::Plan;
-use crate::prepare::{self, Filter};
-use crate::spec::{Linux, NamespaceKind, Process};
-use crate::sys::{self, Forked};
+use crate::prepare;
+use crate::seccomp::Filter;
+use crate::spec::{Linux, NamespaceKind, Process, Resources};
+use crate::sys;
 
 /// A container whose first process waits to be started, runs, or has ended.
 #[derive(Debug)]
@@ -28,11 +30,13 @@ pub struct Container {
     /// `CLONE_NEW*` of the namespaces that are not the parent's.
     pub(crate) namespaces: i32,
     pub(crate) seccomp: Option<Filter>,
+    pub(crate) cgroup: Option<Cgroup>,
+    paused: bool,
 }
 
 impl Container {
     /// Checks the configuration and makes the container, up to the point where it only has to be started. When this fails
-    /// nothing is left of it, but for a child that has ended and wants to be waited for.
+    /// nothing is left of it.
     pub fn create(mut create: Create<'_>) -> Result<Container, Error> {
         let prepared = prepare::container(&mut create)?;
         let linux = create.spec.linux.as_ref();
@@ -41,12 +45,26 @@ impl Container {
             .namespaces
             .joined(NamespaceKind::Pid)
             .map(|joined| joined.namespace.as_fd());
+        let limits = &prepared.limits;
+        let cgroup = create
+            .cgroup
+            .as_deref()
+            .map(|path| Cgroup::create(path, limits))
+            .transpose()?;
+        let directory = cgroup.as_ref().map(Cgroup::directory);
+        let started = match fork(prepared.plan, flags, directory, joined_pid) {
+            Ok(started) => started,
+            Err(error) => {
+                let _ = cgroup.map(|group| group.remove());
+                return Err(error);
+            }
+        };
         let Started {
             pid,
             pidfd,
             channel,
             plan,
-        } = fork(prepared.plan, flags, None, joined_pid)?;
+        } = started;
         let mut container = Container {
             id: create.id.to_owned(),
             pid,
@@ -55,6 +73,8 @@ impl Container {
             waiting: None,
             namespaces: prepared.namespaces.flags(),
             seccomp: prepared.seccomp,
+            cgroup,
+            paused: false,
         };
         match container.await_ready(&channel, &plan, &prepared.namespaces, linux) {
             Ok(()) => {
@@ -63,7 +83,8 @@ impl Container {
             }
             Err(error) => {
                 // It may wait for what will not come.
-                let _ = container.kill(libc::SIGKILL);
+                let _ = container.delete();
+                Started::reap(&container.pidfd);
                 Err(error)
             }
         }
@@ -96,7 +117,8 @@ impl Container {
         }
     }
 
-    /// Lets the first process become the program. Returns when it has, or could not.
+    /// Lets the first process become the program. Returns when it has, or could not: then it ends with 127, and is still to be
+    /// waited for.
     pub fn start(&mut self) -> Result<(), Error> {
         let Some((channel, plan)) = self.waiting.take() else {
             return Err(Error::Started {
@@ -142,66 +164,83 @@ impl Container {
             Err(error) => Err(Error::step("send a signal to", &*self.id, error)),
         }
     }
-}
 
-/// A process that carries a plan out.
-pub(crate) struct Started {
-    pub pid: Pid,
-    pub pidfd: OwnedFd,
-    pub channel: OwnedFd,
-    /// For the errors of its operations.
-    pub plan: Plan,
-}
-
-/// Starts a process that carries a plan out, in a process namespace that exists if one is given.
-pub(crate) fn fork(
-    plan: Plan,
-    flags: u64,
-    cgroup: Option<BorrowedFd<'_>>,
-    pids: Option<BorrowedFd<'_>>,
-) -> Result<Started, Error> {
-    let failed = |e: Errno| Error::step("start", "a process", e);
-    let kind = SocketType::SEQPACKET;
-    let (channel, theirs) =
-        socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).map_err(failed)?;
-    let theirs = prepare::out_of_the_way(theirs)?;
-    let mut plan = plan;
-    let mut clone = || {
-        let forked = sys::clone3(flags, cgroup)?;
-        match forked {
-            Forked::Child => child::run(&mut plan, &theirs),
-            Forked::Parent(pid, pidfd) => Ok((pid, pidfd)),
-        }
-    };
-    let forked = match pids {
-        None => clone(),
-        Some(pids) => {
-            namespaces::fork_in(pids, libc::CLONE_NEWPID, clone).and_then(|forked| forked)
-        }
-    };
-    let (pid, pidfd) = forked.map_err(failed)?;
-    Ok(Started {
-        pid,
-        pidfd,
-        channel,
-        plan,
-    })
-}
-
-/// What a failed operation means. Executing the program is the last operation of every plan.
-pub(crate) fn failure(plan: &Plan, operation: usize, error: Errno) -> Error {
-    if operation + 1 == plan.operations.len() {
-        let program = plan.program.name.clone();
-        return match error {
-            Errno::NOENT | Errno::NOTDIR => Error::NotFound { program },
-            error => Error::NotExecutable {
-                program,
-                source: error.into(),
-            },
-        };
+    /// Stops all of its processes; returns when they have stopped.
+    pub fn pause(&mut self) -> Result<(), Error> {
+        self.cgroup("pause")?.freeze(true)?;
+        self.paused = true;
+        Ok(())
     }
-    let (step, object) = plan.describe(operation);
-    Error::step(step, object, error)
+
+    /// Lets its processes go on.
+    pub fn resume(&mut self) -> Result<(), Error> {
+        self.cgroup("resume")?.freeze(false)?;
+        self.paused = false;
+        Ok(())
+    }
+
+    /// Whether it was paused.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// What it uses now.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        self.cgroup("measure")?.stats()
+    }
+
+    /// The numbers of all its processes, as the caller sees them, in no order.
+    pub fn processes(&self) -> Result<Vec<u32>, Error> {
+        self.cgroup("list the processes of")?.processes()
+    }
+
+    /// How many of its processes the kernel ended because memory ran out. It can be asked until the container is deleted.
+    pub fn oom_kills(&self) -> Result<u64, Error> {
+        self.cgroup.as_ref().map_or(Ok(0), Cgroup::oom_kills)
+    }
+
+    /// A file to poll for `POLLPRI`, which comes when memory runs out (and at other events of it): then read the file, and
+    /// ask [`Container::oom_kills`]. None if memory is not watched.
+    pub fn memory_events(&self) -> Result<Option<OwnedFd>, Error> {
+        self.cgroup.as_ref().map_or(Ok(None), Cgroup::memory_events)
+    }
+
+    /// Changes its limits. Those that are not named stay.
+    pub fn update(&self, resources: &Resources) -> Result<(), Error> {
+        let limits = Limits::read(resources)?;
+        self.cgroup("limit")?.apply(&limits)
+    }
+
+    /// Sends a signal to every process. SIGKILL reaches those too that are being forked.
+    pub fn kill_all(&self, signal: i32) -> Result<(), Error> {
+        let group = self.cgroup("signal all of")?;
+        if signal == libc::SIGKILL {
+            return group.kill();
+        }
+        for pid in group.processes()? {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                match sys::kill(pid, signal) {
+                    Ok(()) | Err(Errno::SRCH) => {}
+                    Err(error) => return Err(Error::step("send a signal to", &*self.id, error)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all that is left of it and removes its control group. Its first process is still to be waited for.
+    pub fn delete(&mut self) -> Result<(), Error> {
+        self.waiting = None;
+        self.kill(libc::SIGKILL)?;
+        self.cgroup.as_ref().map_or(Ok(()), Cgroup::remove)
+    }
+
+    fn cgroup(&self, step: &'static str) -> Result<&Cgroup, Error> {
+        self.cgroup.as_ref().ok_or_else(|| Error::NoCgroup {
+            step,
+            id: self.id.clone(),
+        })
+    }
 }
 
 /// Writes the mappings of a new user namespace.

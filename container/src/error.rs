@@ -49,6 +49,12 @@ pub enum Error {
         /// Which container.
         id: String,
     },
+    /// Nothing can be executed in what stands still.
+    #[error("container {id} is paused; resume it first")]
+    Paused {
+        /// Which container.
+        id: String,
+    },
     /// It has no control group, and that is what was asked for works by.
     #[error("cannot {step} container {id}: it has no control group of its own")]
     NoCgroup {

@@ -5,10 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use crate::cgroup::Cgroup;
 use crate::child::{self, Message};
-use crate::container::{Container, Started, failure, fork};
+use crate::container::Container;
 use crate::create::Stdio;
 use crate::error::Error;
+use crate::fork::{Started, failure, fork};
 use crate::plan::{Operation as O, Plan};
 use crate::prepare::{self, Tail};
 use crate::spec::Process;
@@ -30,6 +32,11 @@ impl Exec {
         process: &Process,
         stdio: Stdio,
     ) -> Result<Exec, Error> {
+        if container.is_paused() {
+            return Err(Error::Paused {
+                id: container.id().to_owned(),
+            });
+        }
         prepare::check_terminal(process, &stdio)?;
         let available = match container.namespaces & libc::CLONE_NEWUSER {
             0 => prepare::available_capabilities()?,
@@ -62,13 +69,14 @@ impl Exec {
             identity,
         };
 
+        let cgroup = container.cgroup.as_ref().map(Cgroup::directory);
         let pids = (container.namespaces & libc::CLONE_NEWPID != 0).then(|| container.pidfd());
         let Started {
             pid,
             pidfd,
             channel,
             plan,
-        } = fork(plan, 0, None, pids)?;
+        } = fork(plan, 0, cgroup, pids)?;
         let mut exec = Exec {
             pid,
             pidfd,
@@ -80,6 +88,7 @@ impl Exec {
             {
                 Message::Terminal(master) => exec.terminal = Some(master),
                 Message::Failed { operation, error } => {
+                    Started::reap(&exec.pidfd);
                     return Err(failure(&plan, operation, error));
                 }
                 Message::Ready => {}

@@ -10,20 +10,25 @@
 #![deny(unsafe_code)]
 
 pub mod capabilities;
+mod cgroup;
 mod child;
 mod container;
 mod create;
+pub mod defaults;
 mod error;
 mod exec;
+mod fork;
 mod namespaces;
 mod plan;
 mod prepare;
+pub mod seccomp;
 pub mod spec;
 mod status;
 #[allow(unsafe_code)]
 mod sys;
 mod users;
 
+pub use cgroup::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
 pub use container::Container;
 pub use create::{Create, Lower, Pipes, Rootfs, Stdio, TerminalSize, Upper};
 pub use error::Error;

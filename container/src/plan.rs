@@ -171,8 +171,13 @@ pub enum Operation {
         target: CString,
     },
     Mount(Mount),
-    /// A mount whose root later operations work below, so that no link is followed to get there.
-    MountKept(MountKept),
+    /// A mount whose root later operations work below, so that no link is followed to get there. It is made before the old root is
+    /// left: in a user namespace the kernel shows no more of /proc and /sys than can be seen already.
+    Open(MountKept),
+    AttachKept {
+        slot: Slot,
+        target: CString,
+    },
     Attach {
         tree: OwnedFd,
         target: CString,
@@ -220,6 +225,10 @@ pub enum Operation {
     /// Standard input, output and error. None: as they are.
     Stdio {
         files: Option<[OwnedFd; 3]>,
+    },
+    /// Signals do what they do by default; bit n-1 of `ignored` is signal n.
+    Signals {
+        ignored: u64,
     },
     /// Keeps no descriptor but the standard ones and the channel to the parent.
     CloseOthers,
@@ -274,7 +283,11 @@ impl Operation {
             O::Mount(Mount { target, kind, .. }) => {
                 ("mount", format!("{} on {}", path(kind), path(target)))
             }
-            O::MountKept(MountKept { target, kind, .. }) => {
+            O::AttachKept { target, .. } => (
+                "mount on the directory, which must be no link,",
+                path(target),
+            ),
+            O::Open(MountKept { target, kind, .. }) => {
                 ("mount", format!("{} on {}", path(kind), path(target)))
             }
             O::Attach { target, source, .. } => ("mount", format!("{source} on {}", path(target))),
@@ -296,6 +309,7 @@ impl Operation {
             ),
             O::WorkingDirectory { path: p } => ("enter working directory", path(p)),
             O::Stdio { .. } => ("connect", "standard input, output and error".into()),
+            O::Signals { .. } => ("reset", "signals".into()),
             O::CloseOthers => ("close", "inherited descriptors".into()),
             O::Session { .. } => ("start", "a session".into()),
             O::Rlimit { name, .. } => ("set limit", name.clone()),

@@ -245,12 +245,11 @@ pub fn standard(number: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(number) }
 }
 
-/// Lets signals through again and gives back the default to those that this process ignores, as children would too:
-/// Rust programs ignore SIGPIPE, and whoever runs under nohup(1) SIGHUP.
-pub fn default_signals() -> Result<(), Errno> {
+/// Lets signals through again, and gives the default back to those that this process ignores (bit n-1 is signal n).
+pub fn default_signals(ignored: u64) -> Result<(), Errno> {
     // The kernel's structure: handler, flags, restorer, mask. All zero is the default action.
     let default = [0u64; 4];
-    for signal in [libc::SIGPIPE, libc::SIGHUP] {
+    for signal in (1..=64).filter(|n| ignored & 1 << (n - 1) != 0) {
         // SAFETY: the structure is as the kernel has it, lives through the call and is not written to; 8 is the size of
         // its mask. No handler is installed.
         check(unsafe {
@@ -388,6 +387,68 @@ pub fn load_seccomp(program: &[Instruction], flags: u32) -> Result<(), Errno> {
             libc::SECCOMP_SET_MODE_FILTER,
             flags,
             ptr::from_ref(&program),
+        )
+    })
+    .map(drop)
+}
+/// Loads a program that decides about devices (`BPF_PROG_TYPE_CGROUP_DEVICE`): 64-bit instructions of eBPF.
+pub fn load_device_program(instructions: &[u64]) -> Result<OwnedFd, Errno> {
+    const BPF_PROG_LOAD: c_int = 5;
+    const CGROUP_DEVICE: u32 = 15;
+    // The first members of the kernel's union; what is left out is zero.
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        instructions: u64,
+        license: u64,
+        log: [u64; 2],
+        version_and_flags: [u32; 2],
+    }
+    let Ok(count) = u32::try_from(instructions.len()) else {
+        return Err(Errno::TOOBIG);
+    };
+    let load = Load {
+        kind: CGROUP_DEVICE,
+        count,
+        instructions: instructions.as_ptr() as u64,
+        license: c"".as_ptr() as u64,
+        log: [0; 2],
+        version_and_flags: [0; 2],
+    };
+    // SAFETY: the structure is as long as told and points to as many instructions as it says and to a string that ends
+    // with a NUL; all live through the call, and the kernel verifies the program itself.
+    let fd = check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            ptr::from_ref(&load),
+            size_of::<Load>(),
+        )
+    })?;
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::BADF)?;
+    // SAFETY: the descriptor is new, open and ours alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets a program decide about the devices of a control group, besides those that decide already.
+pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<(), Errno> {
+    const BPF_PROG_ATTACH: c_int = 8;
+    const CGROUP_DEVICE: u32 = 6;
+    const ALLOW_MULTI: u32 = 2;
+    let attach = [
+        cgroup.as_raw_fd() as u32,
+        program.as_raw_fd() as u32,
+        CGROUP_DEVICE,
+        ALLOW_MULTI,
+    ];
+    // SAFETY: the structure is of four 32-bit members, as long as told, and lives through the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            attach.as_ptr(),
+            size_of_val(&attach),
         )
     })
     .map(drop)

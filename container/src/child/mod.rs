@@ -84,7 +84,8 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         O::Pivot => mounts::pivot(),
         O::Propagate { flags, target } => rustix::mount::mount_change(target, *flags),
         O::Mount(mount) => mounts::mount(mount),
-        O::MountKept(mount) => mounts::mount_kept(mount, state),
+        O::Open(mount) => mounts::open(mount, state),
+        O::AttachKept { slot, target } => mounts::attach_kept(state.slot(*slot)?, target),
         O::Attach {
             tree,
             target,
@@ -116,6 +117,7 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         } => process::open_terminal(state, *rows, *columns, *console),
         O::WorkingDirectory { path } => mounts::working_directory(path),
         O::Stdio { files } => process::connect(files.as_ref(), state),
+        O::Signals { ignored } => sys::default_signals(*ignored),
         O::CloseOthers => process::close_others(state),
         O::Session { terminal } => process::start_session(*terminal),
         O::Rlimit {

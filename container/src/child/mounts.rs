@@ -21,7 +21,9 @@ use super::State;
 use crate::plan::{Missing, Mount, MountKept, Place, Slot};
 use crate::sys::{self, MountAttributes};
 
-const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+/// With absolute paths alone: links then begin at the process's root, which is the container's. (`RESOLVE_IN_ROOT` would take
+/// the directory that a path begins at for the root, whatever that is by then.)
+pub const INSIDE: ResolveFlags = ResolveFlags::NO_MAGICLINKS;
 const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
 /// The mount itself, wherever it is attached.
 const THIS: MoveMountFlags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -131,29 +133,31 @@ pub fn mount(mount: &Mount) -> Result<(), Errno> {
     }
 }
 
-pub fn mount_kept(mount: &MountKept, state: &mut State) -> Result<(), Errno> {
-    let context = fsopen(&mount.kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+pub fn open(mount: &MountKept, state: &mut State) -> Result<(), Errno> {
+    // Closed when the program is executed.
+    let context = sys::leak(fsopen(&mount.kind, FsOpenFlags::FSOPEN_CLOEXEC)?);
     for (key, value) in &mount.options {
         match value {
-            Some(value) => fsconfig_set_string(&context, key, value)?,
-            None => fsconfig_set_flag(&context, key)?,
+            Some(value) => fsconfig_set_string(context, key, value)?,
+            None => fsconfig_set_flag(context, key)?,
         }
     }
-    fsconfig_create(&context)?;
-    let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, mount.attributes)?;
+    fsconfig_create(context)?;
+    let root = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, mount.attributes)?;
+    state.slots[mount.slot as usize] = Some(sys::leak(root));
+    Ok(())
+}
+
+pub fn attach_kept(root: BorrowedFd, target: &CStr) -> Result<(), Errno> {
     // A link in its place is refused: what is mounted there must be found by its name.
-    let once = || move_mount(&root, c"", CWD, &mount.target, THIS);
+    let once = || move_mount(root, c"", CWD, target, THIS);
     match once() {
         Err(Errno::NOENT) => {
-            make_target(&mount.target, Missing::Directory)?;
-            once()?;
+            make_target(target, Missing::Directory)?;
+            once()
         }
-        result => result?,
+        result => result,
     }
-    state.slots[mount.slot as usize] = Some(sys::leak(root));
-    // Closed when the program is executed.
-    sys::leak(context);
-    Ok(())
 }
 
 pub fn attach(tree: &OwnedFd, target: &CStr, missing: Missing) -> Result<(), Errno> {
@@ -357,7 +361,8 @@ pub fn mask(place: &Place, state: &mut State) -> Result<(), Errno> {
         state.masks.file = Some(file);
     }
     match mounted {
-        Err(Errno::NOTDIR) => {}
+        // A directory: nothing but a directory can be mounted there.
+        Err(Errno::INVAL | Errno::NOTDIR) => {}
         Err(Errno::NOENT) => return Ok(()),
         mounted => return mounted,
     }

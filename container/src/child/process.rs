@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    CWD, Mode, OFlags, ResolveFlags, fchown, fstat, fstatfs, major, makedev, minor, openat2,
+    CWD, Mode, OFlags, fchown, fcntl_setfl, fstat, fstatfs, major, makedev, minor, openat2,
 };
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
@@ -16,6 +16,7 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
+use super::mounts::INSIDE;
 use super::{State, channel};
 use crate::plan::{self, Program};
 use crate::sys;
@@ -46,12 +47,13 @@ pub fn open_terminal(
     console: bool,
 ) -> Result<(), Errno> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let master = openat2(CWD, c"/dev/pts/ptmx", flags, Mode::empty(), inside)?;
+    let master = openat2(CWD, c"/dev/pts/ptmx", flags, Mode::empty(), INSIDE)?;
     let device = fstat(&master)?.st_rdev;
     if (major(device), minor(device)) != (5, 2) || fstatfs(&master)?.f_type as u64 != DEVPTS {
         return Err(Errno::NOTTY);
     }
+    // Only opening it must not block.
+    fcntl_setfl(&master, OFlags::RDWR)?;
     unlockpt(&master)?;
     let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = ioctl_tiocgptpeer(&master, peer)?;
@@ -81,20 +83,19 @@ fn mount_console(slave: &OwnedFd) -> Result<(), Errno> {
         | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(slave, c"", clone)?;
     let create = OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let console = match openat2(
         CWD,
         c"/dev/console",
         OFlags::PATH | OFlags::CLOEXEC,
         Mode::empty(),
-        inside,
+        INSIDE,
     ) {
         Err(Errno::NOENT) => openat2(
             CWD,
             c"/dev/console",
             create,
             Mode::from_raw_mode(0o600),
-            inside,
+            INSIDE,
         )?,
         console => console?,
     };
@@ -115,7 +116,6 @@ pub fn connect(files: Option<&[OwnedFd; 3]>, state: &State) -> Result<(), Errno>
 }
 
 pub fn close_others(state: &mut State) -> Result<(), Errno> {
-    sys::default_signals()?;
     state.channel = sys::keep_only(state.channel, CHANNEL)?;
     Ok(())
 }

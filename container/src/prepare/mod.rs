@@ -12,12 +12,13 @@ mod sysctl;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 
+use crate::cgroup::Limits;
 use crate::create::{Create, Stdio};
 use crate::error::Error;
 use crate::namespaces::Namespaces;
 use crate::plan::{Operation as O, Place, Plan, Slot};
+use crate::seccomp::{self, Filter};
 use crate::spec::{Linux, NamespaceKind, Process, Spec};
-use crate::sys::Instruction;
 
 pub(crate) use process::{Tail, available_capabilities};
 
@@ -27,13 +28,7 @@ pub(crate) struct Prepared {
     pub namespaces: Namespaces,
     /// The compiled filter, for programs executed later.
     pub seccomp: Option<Filter>,
-}
-
-/// A seccomp filter.
-#[derive(Debug, Clone)]
-pub(crate) struct Filter {
-    pub program: Vec<Instruction>,
-    pub flags: u32,
+    pub limits: Limits,
 }
 
 /// Reads and checks all of the configuration.
@@ -45,13 +40,26 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     let namespaces = Namespaces::read(linux)?;
     let stdio = std::mem::replace(&mut create.stdio, Stdio::Null);
     check_terminal(process, &stdio)?;
+    let limits = linux
+        .resources
+        .as_ref()
+        .map(Limits::read)
+        .transpose()?
+        .unwrap_or_default();
+    if create.cgroup.is_none() && !limits.is_empty() {
+        let problem = "there are limits, but no control group to set them for";
+        return Err(Error::invalid("linux.resources", problem));
+    }
 
     let mut operations = Vec::with_capacity(128);
     enter_namespaces(&namespaces, linux, &mut operations)?;
     oom_score(process, &mut operations);
     operations.push(O::Umask(0));
+    let mut inside = Vec::with_capacity(128);
+    let mut layout = mounts::mount(spec, &namespaces, &mut inside)?;
+    operations.append(&mut layout.before);
     rootfs::enter(&create.rootfs, spec, &namespaces, &mut operations)?;
-    let layout = mounts::mount(spec, &namespaces, &mut operations)?;
+    operations.append(&mut inside);
     devices::make(
         linux,
         process.terminal,
@@ -64,7 +72,7 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         true => crate::capabilities::ALL,
         false => available_capabilities()?,
     };
-    let seccomp = None;
+    let seccomp = linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let tail = Tail::prepare(process, seccomp.clone(), available)?;
     tail.open_terminal(&stdio, true, &mut operations);
     sysctl::set(linux, &namespaces, &layout, &mut operations)?;
@@ -94,6 +102,7 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         plan,
         namespaces,
         seccomp,
+        limits,
     })
 }
 
@@ -160,12 +169,6 @@ fn check<'a>(spec: &'a Spec, linux: &Linux) -> Result<&'a Process, Error> {
             "linux.personality",
             "the execution domain cannot be changed",
         );
-    }
-    if linux.seccomp.is_some() {
-        return refuse("linux.seccomp", "filters are not supported");
-    }
-    if linux.resources.is_some() {
-        return refuse("linux.resources", "limits are not supported");
     }
     spec.process
         .as_ref()
@@ -263,6 +266,8 @@ pub(crate) struct Layout {
     dev: bool,
     /// /dev is not the image's own: a bind mount of somebody's.
     foreign_dev: bool,
+    /// What is mounted before the host's root is left.
+    before: Vec<O>,
     /// /dev is made read-only when all is made in it.
     late_read_only: Vec<(CString, crate::sys::MountAttributes)>,
 }

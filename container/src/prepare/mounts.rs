@@ -231,13 +231,24 @@ impl Read<'_> {
         }
         let attributes = MountAttrFlags::from_bits_retain(set as u32);
         let (kind, target) = (text(kind)?, text(&self.destination)?);
-        operations.push(O::MountKept(MountKept {
+        let open = |mount: &O| matches!(mount, O::Open(mount) if mount.slot == slot);
+        if layout.before.iter().any(open) {
+            let problem = format!(
+                "a second {} on {}",
+                self.mount.kind.as_deref().unwrap_or_default(),
+                self.destination
+            );
+            return Err(Error::invalid(&*self.field, problem));
+        }
+        let mount = MountKept {
             kind,
             options,
             attributes,
-            target,
+            target: target.clone(),
             slot,
-        }));
+        };
+        layout.before.push(O::Open(mount));
+        operations.push(O::AttachKept { slot, target });
         match slot {
             Slot::Proc => layout.proc = true,
             Slot::Sys => layout.sys = true,

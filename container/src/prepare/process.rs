@@ -2,16 +2,18 @@
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::capabilities;
 
-use super::{Filter, absolute, c_string, out_of_the_way};
+use super::{absolute, c_string, out_of_the_way};
 use crate::capabilities::{self as caps, Sets};
 use crate::create::{Stdio, TerminalSize};
 use crate::error::Error;
 use crate::plan::{CapabilitySets, HOME, Identity, Operation as O, Program};
+use crate::seccomp::Filter;
 use crate::spec::Process;
 use crate::sys::Strings;
 use crate::users::Wanted;
@@ -120,6 +122,8 @@ impl Tail {
         operations.push(O::Stdio {
             files: files(stdio)?,
         });
+        let ignored = ignored_signals();
+        operations.push(O::Signals { ignored });
         operations.push(O::CloseOthers);
         operations.extend(self.rlimits);
         operations.push(O::Umask(self.umask));
@@ -172,6 +176,20 @@ impl Tail {
         operations.push(O::Execute);
         Ok((self.program, self.identity))
     }
+}
+
+/// The signals that this process ignores, which its children would too: Rust programs ignore SIGPIPE, whoever runs under nohup(1)
+/// SIGHUP, and what a shell put into the background SIGINT. Read once, for nobody changes it later.
+fn ignored_signals() -> u64 {
+    static IGNORED: OnceLock<u64> = OnceLock::new();
+    *IGNORED.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let field = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let sigpipe = 1 << (libc::SIGPIPE - 1);
+        field
+            .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+            .unwrap_or(sigpipe)
+    })
 }
 
 fn files(stdio: Stdio) -> Result<Option<[OwnedFd; 3]>, Error> {

@@ -8,7 +8,9 @@ use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use bulkhead_container::spec::{Linux, Mount, Namespace, NamespaceKind, Process, Spec};
+use bulkhead_container::spec::{
+    Capabilities, Linux, Mount, Namespace, NamespaceKind, Process, Spec,
+};
 use bulkhead_container::{Container, Create, Error, Exit, Lower, Pipes, Rootfs, Stdio, Upper};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
@@ -194,4 +196,96 @@ pub fn succeed(spec: &Spec, rootfs: Rootfs) -> String {
         "{output:?}"
     );
     output.stdout
+}
+
+/// A name for a control group that goes away with all that is in it.
+pub struct Group(PathBuf);
+
+impl Group {
+    /// In `BULKHEAD_CGROUP_ROOT`, or wherever cgroup v2 is mounted.
+    pub fn new(name: &str) -> Group {
+        let root = std::env::var_os("BULKHEAD_CGROUP_ROOT").map_or_else(cgroup2, PathBuf::from);
+        Group(root.join(format!("bulkhead-test-{}-{name}", std::process::id())))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A test that failed leaves its container.
+        let _ = fs::write(self.0.join("cgroup.kill"), "1");
+        for _ in 0..100 {
+            if remove_groups(&self.0) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+fn remove_groups(group: &Path) -> bool {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_groups(&entry.path());
+        }
+    }
+    fs::remove_dir(group).is_ok() || !group.exists()
+}
+
+fn cgroup2() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .expect("cgroup2 is mounted nowhere");
+    line.split(' ').nth(4).unwrap().into()
+}
+
+/// Waits for what is sure to come; a minute is for machines that have much else to do.
+pub fn wait_for(mut condition: impl FnMut() -> bool) {
+    for _ in 0..30_000 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    panic!("it did not come to pass");
+}
+
+pub fn read_line(pipes: &mut Pipes) -> String {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while rustix::io::read(&pipes.stdout, &mut byte).unwrap() == 1 && byte != *b"\n" {
+        line.extend(byte);
+    }
+    String::from_utf8(line).unwrap()
+}
+
+pub fn give_all_capabilities(spec: &mut Spec) {
+    give(spec, bulkhead_container::capabilities::all());
+}
+
+pub fn give(spec: &mut Spec, capabilities: &[&str]) {
+    let list: Vec<String> = capabilities.iter().map(|&c| c.to_owned()).collect();
+    spec.process.as_mut().unwrap().capabilities = Some(Capabilities {
+        bounding: list.clone(),
+        effective: list.clone(),
+        permitted: list,
+        ..Capabilities::default()
+    });
+}
+
+/// Reads a terminal until its text ends so.
+pub fn read_until(master: &std::os::fd::OwnedFd, end: &str) -> String {
+    let (mut text, mut part) = (String::new(), [0; 256]);
+    while !text.ends_with(end) {
+        match rustix::io::read(master, &mut part) {
+            Ok(n) if n > 0 => text += std::str::from_utf8(&part[..n]).unwrap(),
+            other => panic!("{other:?} after {text:?}"),
+        }
+    }
+    text
 }

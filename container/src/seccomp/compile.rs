@@ -1,0 +1,567 @@
+//! From a filter's rules to a program of classic BPF.
+//!
+//! The kernel runs the program at each system call, and when it is loaded once for every system call there is, to remember
+//! those that are always allowed. So the program finds a call's number by halving: runs of numbers with the same answer are
+//! the leaves of a tree. Arguments are looked at only where rules ask for it.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::syscalls;
+use crate::error::Error;
+use crate::spec::{Seccomp, SeccompAction, SeccompArgument, SeccompOperator, SeccompRule};
+use crate::sys::Instruction;
+
+/// A program, and how to load it.
+#[derive(Debug, Clone)]
+pub(crate) struct Filter {
+    pub program: Vec<Instruction>,
+    /// `SECCOMP_FILTER_FLAG_*`
+    pub flags: u32,
+}
+
+/// `BPF_MAXINSNS`
+const MAX_INSTRUCTIONS: usize = 4096;
+
+const LOAD: u16 = 0x20;
+const JUMP: u16 = 0x05;
+const JUMP_EQUAL: u16 = 0x15;
+const JUMP_GREATER: u16 = 0x25;
+const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
+const AND: u16 = 0x54;
+const RETURN: u16 = 0x06;
+
+/// Where the kernel's structure has the number, the instruction set, and the arguments.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const ARGUMENTS: u32 = 16;
+
+const AUDIT_X86_64: u32 = 0xc000_003e;
+const AUDIT_I386: u32 = 0x4000_0003;
+/// Of the x32 instruction set; what is above is none of ours.
+const X32: u32 = 0x4000_0000;
+
+const KILL_PROCESS: u32 = 0x8000_0000;
+const NO_SUCH_CALL: u32 = ERRNO | libc::ENOSYS as u32;
+const ERRNO: u32 = 0x0005_0000;
+
+/// What a call gets: the answers of rules that look at its arguments, the first that holds, or else the last answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Answer {
+    conditional: Vec<(Vec<SeccompArgument>, u32)>,
+    otherwise: u32,
+}
+
+/// Compiles a filter.
+pub(crate) fn compile(seccomp: &Seccomp) -> Result<Filter, Error> {
+    if seccomp
+        .listener_path
+        .as_ref()
+        .is_some_and(|path| !path.is_empty())
+    {
+        return Err(Error::invalid(
+            "linux.seccomp.listenerPath",
+            "listeners are not supported",
+        ));
+    }
+    let default = answer(seccomp.default_action, seccomp.default_errno_ret)
+        .map_err(|problem| Error::invalid("linux.seccomp.defaultAction", problem))?;
+    let mut rules: HashMap<&str, Vec<(&SeccompRule, u32)>> = HashMap::new();
+    for (i, rule) in seccomp.syscalls.iter().enumerate() {
+        let answer = read_rule(rule)
+            .map_err(|problem| Error::invalid(format!("linux.seccomp.syscalls[{i}]"), problem))?;
+        for name in &rule.names {
+            rules.entry(name).or_default().push((rule, answer));
+        }
+    }
+    let mut others = false;
+    for (i, architecture) in seccomp.architectures.iter().enumerate() {
+        match architecture.as_str() {
+            // Of x32 there are only calls that do not exist.
+            "SCMP_ARCH_X86_64" | "SCMP_ARCH_X32" | "SCMP_ARCH_NATIVE" => {}
+            "SCMP_ARCH_X86" => others = true,
+            other => {
+                let problem = format!("programs for {other} cannot be run here");
+                return Err(Error::invalid(
+                    format!("linux.seccomp.architectures[{i}]"),
+                    problem,
+                ));
+            }
+        }
+    }
+    let native = architecture(syscalls::X86_64, &rules, default);
+    let mut program = vec![plain(LOAD, ARCHITECTURE)];
+    program.extend(if_equal(AUDIT_X86_64, native));
+    if others {
+        program.extend(if_equal(
+            AUDIT_I386,
+            architecture(syscalls::I386, &rules, default),
+        ));
+    }
+    program.push(plain(RETURN, KILL_PROCESS));
+    if program.len() > MAX_INSTRUCTIONS {
+        let problem = format!(
+            "it makes a program of {} instructions, and the kernel takes 4096",
+            program.len()
+        );
+        return Err(Error::invalid("linux.seccomp.syscalls", problem));
+    }
+    Ok(Filter {
+        program,
+        flags: flags(&seccomp.flags)?,
+    })
+}
+
+fn flags(names: &[String]) -> Result<u32, Error> {
+    let mut flags = 0;
+    for (i, name) in names.iter().enumerate() {
+        flags |= match name.as_str() {
+            // There is one thread when it is loaded.
+            "SECCOMP_FILTER_FLAG_TSYNC" => 0,
+            "SECCOMP_FILTER_FLAG_LOG" => 2,
+            "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => 4,
+            name => {
+                let problem = format!("flag {name:?} is not supported");
+                return Err(Error::invalid(format!("linux.seccomp.flags[{i}]"), problem));
+            }
+        };
+    }
+    Ok(flags)
+}
+
+fn read_rule(rule: &SeccompRule) -> Result<u32, String> {
+    if rule.names.is_empty() {
+        return Err("it names no system call".into());
+    }
+    if rule.args.len() > 64 || rule.args.iter().any(|arg| arg.index > 5) {
+        return Err("a system call has arguments 0 to 5".into());
+    }
+    answer(rule.action, rule.errno_ret)
+}
+
+/// What the kernel is told.
+fn answer(action: SeccompAction, data: Option<u32>) -> Result<u32, String> {
+    let data = data.unwrap_or(libc::EPERM as u32);
+    if data > 4095 {
+        return Err(format!("{data} is no error number"));
+    }
+    Ok(match action {
+        SeccompAction::KillThread => 0,
+        SeccompAction::KillProcess => KILL_PROCESS,
+        SeccompAction::Trap => 0x0003_0000,
+        SeccompAction::Errno => ERRNO | data,
+        SeccompAction::Trace => 0x7ff0_0000 | data,
+        SeccompAction::Log => 0x7ffc_0000,
+        SeccompAction::Allow => 0x7fff_0000,
+        SeccompAction::Notify => return Err("SCMP_ACT_NOTIFY is not supported".into()),
+    })
+}
+
+type Rules<'a> = HashMap<&'a str, Vec<(&'a SeccompRule, u32)>>;
+
+/// The program for one instruction set.
+fn architecture(
+    table: &'static [(u32, &'static str)],
+    rules: &Rules,
+    default: u32,
+) -> Vec<Instruction> {
+    let answers = syscalls::each(table).map(|(number, name)| {
+        let found = rules.get(name).map_or(&[][..], Vec::as_slice);
+        (number, Rc::new(answer_of(found, default)))
+    });
+    // Numbers without a name are as unknown as those after the last: newer than this.
+    let unknown = Rc::new(Answer {
+        conditional: Vec::new(),
+        otherwise: unknown(default),
+    });
+    let mut runs: Vec<(u32, Rc<Answer>)> = Vec::new();
+    let mut add = |number, answer: Rc<Answer>| {
+        if runs.last().is_none_or(|(_, last)| *last != answer) {
+            runs.push((number, answer));
+        }
+    };
+    let mut next = 0;
+    for (number, answer) in answers {
+        if number > next {
+            add(next, unknown.clone());
+        }
+        add(number, answer);
+        next = number + 1;
+    }
+    add(next, unknown);
+    add(
+        X32,
+        Rc::new(Answer {
+            conditional: Vec::new(),
+            otherwise: NO_SUCH_CALL,
+        }),
+    );
+    let mut program = vec![plain(LOAD, NUMBER)];
+    program.extend(tree(&runs));
+    program
+}
+
+/// Programs try new system calls and fall back when there is no such call; any other error they take at its word.
+fn unknown(default: u32) -> u32 {
+    let allows = default & 0x7ff0_0000 == 0x7ff0_0000;
+    if allows { default } else { NO_SUCH_CALL }
+}
+
+fn answer_of(rules: &[(&SeccompRule, u32)], default: u32) -> Answer {
+    let mut answer = Answer {
+        conditional: Vec::new(),
+        otherwise: default,
+    };
+    let mut decided = false;
+    for (rule, value) in rules {
+        let count_of = |index| rule.args.iter().filter(|arg| arg.index == index).count();
+        let repeated = (0..6).any(|index| count_of(index) > 1);
+        if rule.args.is_empty() {
+            if !decided {
+                (answer.otherwise, decided) = (*value, true);
+            }
+        } else if repeated {
+            // As runc has it: tests of the same argument are alternatives, and then all tests are.
+            answer
+                .conditional
+                .extend(rule.args.iter().map(|arg| (vec![*arg], *value)));
+        } else {
+            answer.conditional.push((rule.args.clone(), *value));
+        }
+    }
+    answer
+        .conditional
+        .retain(|(_, value)| *value != answer.otherwise || !decided);
+    answer
+}
+
+/// Finds the run that a number is in, by halving, and answers. Each program in here ends with an answer, so that one can
+/// follow another.
+fn tree(runs: &[(u32, Rc<Answer>)]) -> Vec<Instruction> {
+    match runs {
+        [] => Vec::new(),
+        [(_, answer)] => leaf(answer),
+        _ => {
+            let (low, high) = runs.split_at(runs.len() / 2);
+            let first = high.first().map_or(0, |(first, _)| *first);
+            let (low, high) = (tree(low), tree(high));
+            let mut program = match u8::try_from(low.len()) {
+                Ok(length) => vec![jump(JUMP_GREATER_OR_EQUAL, first, length, 0)],
+                Err(_) => {
+                    vec![
+                        jump(JUMP_GREATER_OR_EQUAL, first, 0, 1),
+                        plain(JUMP, low.len() as u32),
+                    ]
+                }
+            };
+            program.extend(low);
+            program.extend(high);
+            program
+        }
+    }
+}
+
+fn leaf(answer: &Answer) -> Vec<Instruction> {
+    let mut program = Vec::new();
+    for (arguments, value) in &answer.conditional {
+        program.extend(rule(arguments, *value));
+    }
+    program.push(plain(RETURN, answer.otherwise));
+    program
+}
+
+/// Where a test goes on that has failed: past the end of its rule, which is known only when that is complete.
+const FAIL: u8 = u8::MAX;
+
+fn rule(arguments: &[SeccompArgument], value: u32) -> Vec<Instruction> {
+    let mut program: Vec<Instruction> = arguments.iter().flat_map(test).collect();
+    program.push(plain(RETURN, value));
+    let end = program.len();
+    for (i, instruction) in program.iter_mut().enumerate() {
+        // At most 6 tests of 6 instructions.
+        let to_end = u8::try_from(end - i - 1).unwrap_or(FAIL);
+        for way in [&mut instruction.jump_true, &mut instruction.jump_false] {
+            if *way == FAIL {
+                *way = to_end;
+            }
+        }
+    }
+    program
+}
+
+/// Compares an argument's 64 bits in two halves, the high one first.
+fn test(argument: &SeccompArgument) -> Vec<Instruction> {
+    use SeccompOperator as Op;
+    let offset = ARGUMENTS + 8 * argument.index;
+    let (load_low, load_high) = (plain(LOAD, offset), plain(LOAD, offset + 4));
+    let halves = |value: u64| (value as u32, (value >> 32) as u32);
+    let (low, high) = halves(argument.value);
+    // If the high half is greater, less or equal: 3 leads past the test, which is passed then.
+    let ordered = |greater, less, last| {
+        let above = jump(JUMP_GREATER, high, greater, 0);
+        vec![
+            load_high,
+            above,
+            jump(JUMP_EQUAL, high, 0, less),
+            load_low,
+            last,
+        ]
+    };
+    match argument.op {
+        Op::Equal => {
+            vec![
+                load_high,
+                jump(JUMP_EQUAL, high, 0, FAIL),
+                load_low,
+                jump(JUMP_EQUAL, low, 0, FAIL),
+            ]
+        }
+        Op::NotEqual => {
+            vec![
+                load_high,
+                jump(JUMP_EQUAL, high, 0, 2),
+                load_low,
+                jump(JUMP_EQUAL, low, FAIL, 0),
+            ]
+        }
+        Op::GreaterOrEqual => ordered(3, FAIL, jump(JUMP_GREATER_OR_EQUAL, low, 0, FAIL)),
+        Op::Greater => ordered(3, FAIL, jump(JUMP_GREATER, low, 0, FAIL)),
+        Op::Less => ordered(FAIL, 2, jump(JUMP_GREATER_OR_EQUAL, low, FAIL, 0)),
+        Op::LessOrEqual => ordered(FAIL, 2, jump(JUMP_GREATER, low, FAIL, 0)),
+        Op::MaskedEqual => {
+            let (wanted_low, wanted_high) = halves(argument.value_two);
+            vec![
+                load_high,
+                plain(AND, high),
+                jump(JUMP_EQUAL, wanted_high, 0, FAIL),
+                load_low,
+                plain(AND, low),
+                jump(JUMP_EQUAL, wanted_low, 0, FAIL),
+            ]
+        }
+    }
+}
+
+/// Goes into a program if the accumulator has a value, and past it if not.
+fn if_equal(value: u32, program: Vec<Instruction>) -> Vec<Instruction> {
+    let mut all = vec![
+        jump(JUMP_EQUAL, value, 1, 0),
+        plain(JUMP, program.len() as u32),
+    ];
+    all.extend(program);
+    all
+}
+
+fn plain(code: u16, value: u32) -> Instruction {
+    jump(code, value, 0, 0)
+}
+
+fn jump(code: u16, value: u32, jump_true: u8, jump_false: u8) -> Instruction {
+    Instruction {
+        code,
+        jump_true,
+        jump_false,
+        value,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Runs a program as the kernel does, on its structure's 16 words.
+    fn run(program: &[Instruction], words: &[u32; 16]) -> u32 {
+        let (mut accumulator, mut at) = (0, 0);
+        loop {
+            let i = program[at];
+            at += 1;
+            let mut branch =
+                |taken| at += usize::from(if taken { i.jump_true } else { i.jump_false });
+            match i.code {
+                LOAD => accumulator = words[i.value as usize / 4],
+                AND => accumulator &= i.value,
+                RETURN => return i.value,
+                JUMP_EQUAL => branch(accumulator == i.value),
+                JUMP_GREATER => branch(accumulator > i.value),
+                JUMP_GREATER_OR_EQUAL => branch(accumulator >= i.value),
+                JUMP => at += i.value as usize,
+                code => panic!("code {code:#x}"),
+            }
+        }
+    }
+
+    fn call(architecture: u32, number: u32, arguments: [u64; 6]) -> [u32; 16] {
+        let mut words = [0; 16];
+        (words[0], words[1]) = (number, architecture);
+        for (i, argument) in arguments.into_iter().enumerate() {
+            words[4 + 2 * i] = argument as u32;
+            words[5 + 2 * i] = (argument >> 32) as u32;
+        }
+        words
+    }
+
+    fn holds(test: &SeccompArgument, arguments: [u64; 6]) -> bool {
+        let value = arguments[test.index as usize];
+        match test.op {
+            SeccompOperator::NotEqual => value != test.value,
+            SeccompOperator::Less => value < test.value,
+            SeccompOperator::LessOrEqual => value <= test.value,
+            SeccompOperator::Equal => value == test.value,
+            SeccompOperator::GreaterOrEqual => value >= test.value,
+            SeccompOperator::Greater => value > test.value,
+            SeccompOperator::MaskedEqual => value & test.value == test.value_two,
+        }
+    }
+
+    /// What the rules say of a call, read as they are written.
+    fn expected(seccomp: &Seccomp, name: &str, arguments: [u64; 6]) -> u32 {
+        let of_call: Vec<&SeccompRule> = seccomp
+            .syscalls
+            .iter()
+            .filter(|rule| rule.names.iter().any(|n| n == name))
+            .collect();
+        let matches = |rule: &&&SeccompRule| {
+            let mut indices: Vec<u32> = rule.args.iter().map(|arg| arg.index).collect();
+            indices.sort_unstable();
+            let repeated = indices.windows(2).any(|pair| pair[0] == pair[1]);
+            let mut tests = rule.args.iter();
+            match repeated {
+                true => tests.any(|test| holds(test, arguments)),
+                false => !rule.args.is_empty() && tests.all(|test| holds(test, arguments)),
+            }
+        };
+        let plain = of_call.iter().find(|rule| rule.args.is_empty());
+        // A rule with tests that says what the plain one says has nothing to say.
+        let plain_answer = plain.map(|rule| answer(rule.action, rule.errno_ret).unwrap());
+        let conditional = of_call
+            .iter()
+            .filter(matches)
+            .map(|rule| answer(rule.action, rule.errno_ret).unwrap());
+        let default = answer(seccomp.default_action, seccomp.default_errno_ret).unwrap();
+        conditional
+            .into_iter()
+            .find(|value| Some(*value) != plain_answer)
+            .or(plain_answer)
+            .unwrap_or(default)
+    }
+
+    fn action() -> impl Strategy<Value = SeccompAction> {
+        use SeccompAction as A;
+        prop_oneof![
+            Just(A::Allow),
+            Just(A::Errno),
+            Just(A::Trap),
+            Just(A::KillProcess),
+            Just(A::Log)
+        ]
+    }
+
+    fn value() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            0..4u64,
+            Just(1 << 32),
+            Just(u64::MAX),
+            (0..4u64).prop_map(|n| n << 32 | n),
+            any::<u64>()
+        ]
+    }
+
+    fn argument() -> impl Strategy<Value = SeccompArgument> {
+        use SeccompOperator as Op;
+        let op = prop_oneof![
+            Just(Op::NotEqual),
+            Just(Op::Less),
+            Just(Op::LessOrEqual),
+            Just(Op::Equal),
+            Just(Op::GreaterOrEqual),
+            Just(Op::Greater),
+            Just(Op::MaskedEqual)
+        ];
+        (0..6u32, value(), value(), op).prop_map(|(index, value, value_two, op)| SeccompArgument {
+            index,
+            value,
+            value_two,
+            op,
+        })
+    }
+
+    const CALLS: [&str; 6] = ["read", "write", "clone", "socket", "pidfd_open", "mseal"];
+
+    fn filter() -> impl Strategy<Value = Seccomp> {
+        let names = proptest::collection::vec(
+            proptest::sample::select(&CALLS[..]).prop_map(str::to_owned),
+            1..4,
+        );
+        let args = proptest::collection::vec(argument(), 0..4);
+        let rule = (names, action(), proptest::option::of(0..200u32), args).prop_map(
+            |(names, action, errno_ret, args)| SeccompRule {
+                names,
+                action,
+                errno_ret,
+                args,
+            },
+        );
+        (action(), proptest::collection::vec(rule, 0..8)).prop_map(|(default_action, syscalls)| {
+            Seccomp {
+                default_action,
+                default_errno_ret: None,
+                architectures: vec!["SCMP_ARCH_X86".into()],
+                flags: Vec::new(),
+                listener_path: None,
+                syscalls,
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn program_when_run_then_as_the_rules_say(
+            seccomp in filter(),
+            name in proptest::sample::select(&CALLS[..]),
+            arguments in [value(), value(), value(), value(), value(), value()],
+        ) {
+            let program = compile(&seccomp).unwrap().program;
+            for (code, table) in [(AUDIT_X86_64, syscalls::X86_64), (AUDIT_I386, syscalls::I386)] {
+                let (number, _) = syscalls::each(table).find(|&(_, known)| known == name).unwrap();
+                prop_assert_eq!(run(&program, &call(code, number, arguments)), expected(&seccomp, name, arguments));
+            }
+        }
+    }
+
+    #[test]
+    fn call_when_unknown_or_of_x32_then_there_is_no_such_call() {
+        let seccomp = super::super::docker_default().filter(&[]);
+        let program = compile(&seccomp).unwrap().program;
+        for number in [0x4000_0000, 0x4000_0001, 0xffff_ffff, 5000, 400] {
+            assert_eq!(
+                run(&program, &call(AUDIT_X86_64, number, [0; 6])),
+                NO_SUCH_CALL,
+                "{number:#x}"
+            );
+        }
+        assert_eq!(run(&program, &call(0xc000_00b7, 0, [0; 6])), KILL_PROCESS);
+    }
+
+    #[test]
+    fn filter_when_it_cannot_be_compiled_then_the_member_is_named() {
+        let seccomp = super::super::docker_default().filter(&[]);
+        let error = |change: fn(&mut Seccomp)| {
+            let mut seccomp = seccomp.clone();
+            change(&mut seccomp);
+            compile(&seccomp).unwrap_err().to_string()
+        };
+        let notify = error(|s| s.syscalls[1].action = SeccompAction::Notify);
+        assert!(
+            notify.starts_with("linux.seccomp.syscalls[1]: "),
+            "{notify}"
+        );
+        assert!(error(|s| s.syscalls[1].args[0].index = 6).contains("0 to 5"));
+        assert!(
+            error(|s| s.architectures.push("SCMP_ARCH_ARM".into())).contains("architectures[3]")
+        );
+        assert!(error(|s| s.flags.push("X".into())).contains("flags[0]"));
+    }
+}
