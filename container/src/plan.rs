@@ -171,8 +171,7 @@ pub enum Operation {
         target: CString,
     },
     Mount(Mount),
-    /// A mount whose root later operations work below, so that no link is followed to get there. It is made before the old root is
-    /// left: in a user namespace the kernel shows no more of /proc and /sys than can be seen already.
+    /// A mount whose root later operations work below, so that no link is followed to get there.
     Open(MountKept),
     AttachKept {
         slot: Slot,

@@ -57,8 +57,15 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     operations.push(O::Umask(0));
     let mut inside = Vec::with_capacity(128);
     let mut layout = mounts::mount(spec, &namespaces, &mut inside)?;
-    operations.append(&mut layout.before);
+    // In a user namespace the kernel shows no more of /proc and /sys than can be seen already, so that they are opened before
+    // the old ones are left. Otherwise the root is to be the first in the list of mounts, as everywhere.
+    let mapped = namespaces.is_new(NamespaceKind::User);
+    let mut opened = std::mem::take(&mut layout.opened);
+    if mapped {
+        operations.append(&mut opened);
+    }
     rootfs::enter(&create.rootfs, spec, &namespaces, &mut operations)?;
+    operations.append(&mut opened);
     operations.append(&mut inside);
     devices::make(
         linux,
@@ -266,8 +273,8 @@ pub(crate) struct Layout {
     dev: bool,
     /// /dev is not the image's own: a bind mount of somebody's.
     foreign_dev: bool,
-    /// What is mounted before the host's root is left.
-    before: Vec<O>,
+    /// Filesystems to open, before they are attached.
+    opened: Vec<O>,
     /// /dev is made read-only when all is made in it.
     late_read_only: Vec<(CString, crate::sys::MountAttributes)>,
 }

@@ -232,7 +232,7 @@ impl Read<'_> {
         let attributes = MountAttrFlags::from_bits_retain(set as u32);
         let (kind, target) = (text(kind)?, text(&self.destination)?);
         let open = |mount: &O| matches!(mount, O::Open(mount) if mount.slot == slot);
-        if layout.before.iter().any(open) {
+        if layout.opened.iter().any(open) {
             let problem = format!(
                 "a second {} on {}",
                 self.mount.kind.as_deref().unwrap_or_default(),
@@ -247,7 +247,7 @@ impl Read<'_> {
             target: target.clone(),
             slot,
         };
-        layout.before.push(O::Open(mount));
+        layout.opened.push(O::Open(mount));
         operations.push(O::AttachKept { slot, target });
         match slot {
             Slot::Proc => layout.proc = true,
