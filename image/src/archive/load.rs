@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::in_archive;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result, in_manifest, io_error};
+use crate::layers::Limits;
 use crate::layers::tar::{Archive, Entry, Kind};
 use crate::manifest::{
     Descriptor, Document, Index, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, Manifest, Platform,
@@ -525,12 +526,16 @@ pub(super) fn contents_digest(file: File) -> io::Result<Digest> {
     let mut contents = decompress(BufReader::with_capacity(BUFFER, file))?;
     let mut hasher = Hasher::new();
     let mut buffer = vec![0; BUFFER];
-    loop {
+    // A disk cannot be made of more, and a bomb would keep us busy for years.
+    let most = Limits::default().layer_bytes;
+    while hasher.len() <= most {
         match contents.read(&mut buffer)? {
             0 => return Ok(hasher.finish()),
             n => hasher.update(&buffer[..n]),
         }
     }
+    let why = format!("unpacked it has more than {most} bytes");
+    Err(io::Error::new(io::ErrorKind::InvalidData, why))
 }
 
 /// The name that an entry of an index gives. A tag alone is no name: nobody knows of what.

@@ -16,12 +16,12 @@ impl Store {
     /// want it wait. It stays while the image does, or a lease on it.
     pub fn disk(&self, image: &Image, progress: &dyn Progress) -> Result<PathBuf> {
         let chain = image.chain_id();
-        let lease = self.lease()?;
-        lease.hold(Held::Disk(chain))?;
         let path = self.disk_path(&chain);
         if path.exists() {
             return Ok(path);
         }
+        let lease = self.lease()?;
+        lease.hold(Held::Disk(chain))?;
         lease.hold(Held::Image(image.manifest.digest))?;
         let partial = path.with_extension("partial");
         let file = open_locked(&partial)?;

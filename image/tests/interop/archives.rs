@@ -142,6 +142,13 @@ fn image_of_skopeo_and_umoci_loads_packed_in_any_way() {
 }
 
 #[test]
+fn image_without_layers_is_an_empty_disk() {
+    let place = Place::new();
+    let image = load_one(&place.store, &layout(place.folder.path(), 0, 0));
+    assert_eq!((image.layers.len(), image.name), (0, None));
+}
+
+#[test]
 fn image_when_saved_is_what_others_load() {
     let place = Place::new();
     let folder = place.folder.path();

@@ -11,11 +11,14 @@ use bulkhead_image::progress::Silent;
 use bulkhead_image::registry::{PullOptions, PushOptions, pull, push};
 use bulkhead_image::store::Held;
 
+use crate::http::slow_wire;
 use crate::registry::Registry;
 use crate::sample::{Place, check, files, loaded, name, noise};
 
 const STORE: &str = "BULKHEAD_TEST_CHILD_STORE";
 const IMAGE: &str = "BULKHEAD_TEST_CHILD_IMAGE";
+
+const KILLS: usize = 50;
 
 /// This program once more, to pull an image into a store and make its disk.
 pub fn child(store: &Path, image: &str) -> Command {
@@ -48,6 +51,7 @@ fn pull_when_killed_at_any_moment_is_gone_on_with() {
     let title = registry.name("killed:1");
     let options = PushOptions::default();
     push(&source.store, &image, &name(&title), &options, &Silent).expect("pushed");
+    let title = format!("localhost:{}/killed:1", slow_wire(registry.port));
 
     // How long it takes undisturbed tells when to kill.
     let place = Place::new();
@@ -57,7 +61,7 @@ fn pull_when_killed_at_any_moment_is_gone_on_with() {
     let whole = begin.elapsed();
 
     let mut resumed = 0;
-    let random = noise(begin.elapsed().as_nanos() as u64, 25);
+    let random = noise(begin.elapsed().as_nanos() as u64, KILLS);
     for (round, random) in random.iter().enumerate() {
         let folder = place.path(&format!("round{}", round / 5));
         let mut killed = child(&folder, &title)
@@ -101,7 +105,7 @@ fn pull_when_killed_at_any_moment_is_gone_on_with() {
             assert_eq!(files(&folder.join("blobs/sha256")).len(), 6);
         }
     }
-    println!("{resumed} of 25 kills left half a blob; undisturbed it takes {whole:?}");
+    println!("{resumed} of {KILLS} kills left half a blob; undisturbed it takes {whole:?}");
 }
 
 #[test]

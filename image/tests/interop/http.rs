@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 /// A request's head.
 #[derive(Debug, Clone)]
@@ -71,9 +72,18 @@ fn respond(mut stream: TcpStream, answer: &dyn Fn(&Asked) -> Answer) -> Option<(
     stream.shutdown(Shutdown::Write).ok()
 }
 
+/// Passes connections on to `port`, slowly: 16 MB/s each.
+pub fn slow_wire(port: u16) -> u16 {
+    wire(port, (0, u64::MAX), Duration::from_millis(1)).0
+}
+
 /// Passes connections on to `port`. Each of the first `breaks` that carry much is cut after `bytes` to
 /// the client, or to the server. Returns the port, and a count of the cuts.
 pub fn breaking_wire(port: u16, breaks: usize, bytes: u64) -> (u16, Arc<AtomicUsize>) {
+    wire(port, (breaks, bytes), Duration::ZERO)
+}
+
+fn wire(port: u16, cut: (usize, u64), pause: Duration) -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let own = listener.local_addr().expect("address").port();
     let cuts = Arc::new(AtomicUsize::new(0));
@@ -84,14 +94,19 @@ pub fn breaking_wire(port: u16, breaks: usize, bytes: u64) -> (u16, Arc<AtomicUs
             for (from, to) in [(&client, &server), (&server, &client)] {
                 let (from, to) = (from.try_clone().expect("fd"), to.try_clone().expect("fd"));
                 let cuts = Arc::clone(&counted);
-                thread::spawn(move || pass(from, to, &cuts, (breaks, bytes)));
+                thread::spawn(move || pass((from, to), &cuts, cut, pause));
             }
         }
     });
     (own, cuts)
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, cuts: &AtomicUsize, (breaks, bytes): (usize, u64)) {
+fn pass(
+    (mut from, mut to): (TcpStream, TcpStream),
+    cuts: &AtomicUsize,
+    (breaks, bytes): (usize, u64),
+    pause: Duration,
+) {
     let mut buffer = [0; 16 << 10];
     let mut passed = 0;
     while let Ok(n @ 1..) = from.read(&mut buffer) {
@@ -104,6 +119,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, cuts: &AtomicUsize, (breaks, byt
         {
             break;
         }
+        thread::sleep(pause);
         if to.write_all(&buffer[..n]).is_err() {
             break;
         }
