@@ -1,7 +1,7 @@
 //! Containers: from requests to what happens to them.
 
 use bulkhead_container::spec::Spec;
-use bulkhead_protocol::{ContainerList, CreateContainer, Kill, TerminalSize};
+use bulkhead_protocol::{ContainerList, CreateContainer, EventKind, Kill, TerminalSize};
 
 use super::{Destination, Outcome, done, json, read};
 use crate::connection::Answer;
@@ -33,6 +33,36 @@ impl Guest {
         json(200, &self.entry(key)?.state())
     }
 
+    pub(super) fn pause_container(&mut self, id: &str) -> Outcome {
+        let (key, entry) = self.running(id)?;
+        if entry.paused {
+            let message = format!("Container {id} is paused already.");
+            return Err(Response::conflict(&message));
+        }
+        entry
+            .container
+            .pause()
+            .map_err(|e| lifecycle::refusal(&e))?;
+        entry.paused = true;
+        self.tell_of(key, EventKind::Paused);
+        done()
+    }
+
+    pub(super) fn resume_container(&mut self, id: &str) -> Outcome {
+        let (key, entry) = self.running(id)?;
+        if !entry.paused {
+            let message = format!("Container {id} is not paused.");
+            return Err(Response::conflict(&message));
+        }
+        entry
+            .container
+            .resume()
+            .map_err(|e| lifecycle::refusal(&e))?;
+        entry.paused = false;
+        self.tell_of(key, EventKind::Resumed);
+        done()
+    }
+
     pub(super) fn kill_container(&mut self, id: &str, body: &[u8]) -> Outcome {
         let kill = read_kill(body)?;
         let key = self.named(id)?;
@@ -40,7 +70,11 @@ impl Guest {
         if entry.pid.is_none() {
             return Err(not_running(id));
         }
-        let result = entry.container.kill(kill.signal.into());
+        let result = if kill.all {
+            entry.container.kill_all(kill.signal.into())
+        } else {
+            entry.container.kill(kill.signal.into())
+        };
         result.map_err(|e| lifecycle::refusal(&e))?;
         done()
     }
@@ -67,6 +101,24 @@ impl Guest {
             return done();
         }
         Err(Response::conflict("The program has no terminal."))
+    }
+
+    pub(super) fn container_stats(&self, id: &str) -> Outcome {
+        let entry = self.entry(self.named(id)?)?;
+        let stats = entry
+            .container
+            .stats()
+            .map_err(|e| lifecycle::refusal(&e))?;
+        json(200, &super::stats::of(&stats))
+    }
+
+    pub(super) fn container_processes(&mut self, id: &str) -> Outcome {
+        let (_, entry) = self.running(id)?;
+        let processes = entry
+            .container
+            .processes()
+            .map_err(|e| lifecycle::refusal(&e))?;
+        json(200, &super::stats::processes(&processes))
     }
 
     pub(super) fn delete_container(&mut self, id: &str, query: Query<'_>, client: Key) -> Outcome {
@@ -132,6 +184,15 @@ impl Guest {
     fn entry_mut(&mut self, key: Key) -> Result<&mut Entry, Response> {
         let entry = self.containers.get_mut(key);
         entry.ok_or_else(|| no_container("any more"))
+    }
+
+    fn running(&mut self, id: &str) -> Result<(Key, &mut Entry), Response> {
+        let key = self.named(id)?;
+        let entry = self.entry_mut(key)?;
+        if entry.phase != Phase::Running || entry.pid.is_none() {
+            return Err(not_running(id));
+        }
+        Ok((key, entry))
     }
 }
 

@@ -8,6 +8,7 @@ pub mod execs;
 pub mod machine;
 pub mod network;
 pub mod route;
+pub mod stats;
 
 use bulkhead_protocol::ErrorCode;
 use serde::de::DeserializeOwned;
@@ -107,9 +108,13 @@ impl Asked<'_> {
             }
             Route::Container(id) => guest.container_state(id),
             Route::Start(id) => guest.start_container(id),
+            Route::Pause(id) => guest.pause_container(id),
+            Route::Resume(id) => guest.resume_container(id),
             Route::Kill(id) => guest.kill_container(id, body),
             Route::Wait(id) => guest.wait_container(id, self.client),
             Route::Resize(id) => guest.resize_container(id, body),
+            Route::Stats(id) => guest.container_stats(id),
+            Route::Processes(id) => guest.container_processes(id),
             Route::Attach(id) => guest.attach_container(id, query, head.wants_upgrade),
             Route::Files(id) => {
                 let copy = guest.get_files(id, &head.query)?;
@@ -295,7 +300,11 @@ mod tests {
             ("GET", ""),
             ("DELETE", ""),
             ("POST", "/start"),
+            ("POST", "/pause"),
+            ("POST", "/resume"),
             ("GET", "/wait"),
+            ("GET", "/stats"),
+            ("GET", "/processes"),
             ("POST", "/attach"),
             ("GET", "/files"),
             ("GET", "/execs/1"),

@@ -18,9 +18,13 @@ pub enum Route<'a> {
     Containers,
     Container(&'a str),
     Start(&'a str),
+    Pause(&'a str),
+    Resume(&'a str),
     Kill(&'a str),
     Wait(&'a str),
     Resize(&'a str),
+    Stats(&'a str),
+    Processes(&'a str),
     Attach(&'a str),
     Files(&'a str),
     Exec(&'a str),
@@ -61,9 +65,13 @@ impl<'a> Route<'a> {
             (None, ..) => Route::Container(id),
             (Some(what), None, _) => match what {
                 "start" => Route::Start(id),
+                "pause" => Route::Pause(id),
+                "resume" => Route::Resume(id),
                 "kill" => Route::Kill(id),
                 "wait" => Route::Wait(id),
                 "resize" => Route::Resize(id),
+                "stats" => Route::Stats(id),
+                "processes" => Route::Processes(id),
                 "attach" => Route::Attach(id),
                 "files" => Route::Files(id),
                 "exec" => Route::Exec(id),
@@ -89,6 +97,8 @@ impl<'a> Route<'a> {
             | Route::Info
             | Route::Interfaces
             | Route::Wait(_)
+            | Route::Stats(_)
+            | Route::Processes(_)
             | Route::ExecState(..)
             | Route::ExecWait(..) => "GET, HEAD",
             Route::Clock | Route::Routes | Route::Interface(_) => "GET, HEAD, PUT",
@@ -100,6 +110,8 @@ impl<'a> Route<'a> {
             Route::Shutdown
             | Route::Entropy
             | Route::Start(_)
+            | Route::Pause(_)
+            | Route::Resume(_)
             | Route::Kill(_)
             | Route::Resize(_)
             | Route::Attach(_)

@@ -274,15 +274,20 @@ impl Guest {
             return;
         };
         let clients = entry.deleting.split_off(0);
-        let program = entry.program;
-        self.tell_of(key, EventKind::Deleted);
-        self.containers.remove(key);
-        if let Some(program) = self.programs.remove(program) {
-            for stream in program.attached {
-                self.drop_stream(stream);
+        let response = match entry.container.delete() {
+            Ok(()) => {
+                let program = entry.program;
+                self.tell_of(key, EventKind::Deleted);
+                self.containers.remove(key);
+                if let Some(program) = self.programs.remove(program) {
+                    for stream in program.attached {
+                        self.drop_stream(stream);
+                    }
+                }
+                Response::done()
             }
-        }
-        let response = Response::done();
+            Err(e) => refusal(&e),
+        };
         for client in clients {
             self.answers.push((client, copy_of(&response)));
         }
@@ -295,9 +300,15 @@ impl Guest {
             let Some(entry) = self.containers.get_mut(key) else {
                 continue;
             };
-            if entry.phase == Phase::Created
-                && let Err(e) = entry.container.kill(libc::SIGKILL)
-            {
+            let result = if entry.paused {
+                entry.paused = false;
+                entry.container.resume()
+            } else if entry.phase == Phase::Created {
+                entry.container.kill(libc::SIGKILL)
+            } else {
+                continue;
+            };
+            if let Err(e) = result {
                 kmsg::error(format_args!("container {}: {e}", entry.id));
             }
         }

@@ -55,6 +55,11 @@ fn container_when_run_in_a_vm_then_its_streams_its_end_and_what_it_is() {
         .collect();
     assert!(lines[0] <= 6 && lines[1] == 3, "{said:?}");
 
+    let processes = host.must("GET", "/v1/containers/box/processes", &Value::Null);
+    let first = &processes["processes"][0];
+    assert_eq!(first["command"], json!(["sleep", "100000"]), "{processes}");
+    assert_eq!(first["container_pid"], 1, "{processes}");
+
     let mut tty = host.upgrade(
         "/v1/containers/box/exec",
         &json!({
@@ -85,6 +90,52 @@ fn container_when_run_in_a_vm_then_its_streams_its_end_and_what_it_is() {
         assert!(told.contains(&format!("\"event\":\"{event}\"")), "{told}");
     }
     host.vm.expect_exit(0);
+}
+
+#[test]
+fn limits_when_set_then_they_hold_and_are_reported() {
+    let host = Host::boot();
+    host.create("small", &["sleep", "100000"], |wanted| {
+        wanted["spec"]["linux"]["resources"] = json!({
+            "memory": {"limit": 12 * MIB, "swap": 12 * MIB},
+            "pids": {"limit": 10},
+            "cpu": {"quota": 50_000, "period": 100_000},
+        });
+    });
+    host.start("small");
+    let said = host.sh(
+        "small",
+        "dd if=/dev/zero of=/dev/null bs=40M count=1; echo after",
+    );
+    assert!(said.out().contains("after"), "{said:?}");
+    let stats = host.must("GET", "/v1/containers/small/stats", &Value::Null);
+    assert_eq!(stats["memory"]["limit_bytes"], 12 * MIB, "{stats}");
+    assert!(stats["memory"]["oom_kills"].as_u64() >= Some(1), "{stats}");
+    assert_eq!(stats["pids"]["limit"], 10, "{stats}");
+    assert!(stats["cpu"]["usage_ns"].as_u64() > Some(0), "{stats}");
+
+    let script = "i=0; while [ $i -lt 20 ]; do sleep 60 & i=$((i+1)); done; echo all";
+    let said = host.sh("small", script);
+    assert!(
+        !said.out().contains("all") && said.exit["code"] != 0,
+        "{said:?}"
+    );
+    assert_eq!(host.ask("GET", "/v1/health", &Value::Null).0, 200);
+
+    let path = |what: &str| format!("/v1/containers/small/{what}");
+    host.must("POST", &path("pause"), &Value::Null);
+    let state = host.must("GET", "/v1/containers/small", &Value::Null);
+    assert_eq!(state["status"], "paused");
+    let wanted = json!({"process": {"args": ["true"], "cwd": "/"}});
+    assert_eq!(host.ask("POST", &path("exec"), &wanted).0, 409);
+    host.must("POST", &path("resume"), &Value::Null);
+    host.must("POST", &path("kill"), &json!({"signal": 9, "all": true}));
+    let exit = host.must("GET", &path("wait"), &Value::Null);
+    assert_eq!(
+        (&exit["code"], &exit["oom_killed"]),
+        (&json!(137), &json!(true))
+    );
+    host.must("DELETE", "/v1/containers/small", &Value::Null);
 }
 
 #[test]
