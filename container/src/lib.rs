@@ -22,6 +22,7 @@ mod namespaces;
 mod plan;
 mod prepare;
 pub mod seccomp;
+pub mod self_exe;
 pub mod spec;
 mod status;
 #[allow(unsafe_code)]

@@ -222,6 +222,44 @@ fn root_when_read_only_then_only_mounts_can_be_written() {
 }
 
 #[test]
+fn tmpfs_when_copied_up_then_it_holds_what_was_there() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let root = rootfs();
+    let home = root.path().join("home");
+    std::fs::create_dir_all(home.join("a/b")).unwrap();
+    std::fs::write(home.join("a/b/big"), "x".repeat(3 << 20)).unwrap();
+    std::fs::set_permissions(
+        home.join("a/b/big"),
+        std::fs::Permissions::from_mode(0o4711),
+    )
+    .unwrap();
+    chown(home.join("a/b"), Some(7), Some(8)).unwrap();
+    chown(home.join("a/b/big"), Some(7), Some(8)).unwrap();
+    std::fs::set_permissions(
+        home.join("a/b/big"),
+        std::fs::Permissions::from_mode(0o4711),
+    )
+    .unwrap();
+    symlink("/nowhere", home.join("link")).unwrap();
+    std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o1750)).unwrap();
+    let mut spec = spec(
+        "cd /home; stat -c '%n %a %u %g %s' a/b/big; stat -c '%a' .; stat -c '%u' a/b; readlink link; \
+         touch a/new; grep -c ' /home tmpfs' /proc/mounts",
+    );
+    spec.mounts
+        .push(mount("/home", "tmpfs", "tmpcopyup,size=8m"));
+    let expected = "a/b/big 4711 7 8 3145728\n1750\n7\n/nowhere\n1\n";
+    assert_eq!(succeed(&spec, overlay(root.path())), expected);
+    // What does not fit is an error.
+    *spec.mounts.last_mut().unwrap() = mount("/home", "tmpfs", "tmpcopyup,size=1m");
+    let error = run(&spec, overlay(root.path())).unwrap_err().to_string();
+    assert!(
+        error.starts_with("cannot mount tmpfs on /home: No space left"),
+        "{error}"
+    );
+}
+
+#[test]
 fn limits_when_set_then_the_shell_sees_them() {
     let root = rootfs();
     let mut spec = spec("ulimit -n; ulimit -Hn; ulimit -c");

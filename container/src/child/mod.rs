@@ -3,6 +3,7 @@
 //! Nothing here allocates, frees or takes a lock (see `sys`).
 
 mod channel;
+mod copy_up;
 mod init;
 mod mounts;
 mod process;

@@ -17,7 +17,7 @@ use rustix::mount::{
 };
 use rustix::process::{Gid, Uid, chdir, fchdir, pivot_root};
 
-use super::State;
+use super::{State, copy_up};
 use crate::plan::{Missing, Mount, MountKept, Place, Slot};
 use crate::sys::{self, MountAttributes};
 
@@ -120,16 +120,22 @@ pub fn mount(mount: &Mount) -> Result<(), Errno> {
         data,
         copy_up,
     } = mount;
-    if *copy_up {
-        return Err(Errno::NOTSUP);
-    }
+    let hidden = if *copy_up {
+        copy_up::open(target)?
+    } else {
+        None
+    };
     let once = || mount2(source, target, kind, *flags, Some(data.as_c_str()));
     match once() {
         Err(Errno::NOENT) => {
             make_target(target, Missing::Directory)?;
-            once()
+            once()?;
         }
-        result => result,
+        result => result?,
+    }
+    match hidden {
+        Some(hidden) => copy_up::copy(&hidden, target),
+        None => Ok(()),
     }
 }
 
@@ -372,11 +378,11 @@ pub fn mask(place: &Place, state: &mut State) -> Result<(), Errno> {
             target.mount(sys::leak(empty))
         }
         None => {
-            let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-            fsconfig_set_string(&context, c"size", c"0")?;
-            fsconfig_create(&context)?;
+            let context = sys::leak(fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?);
+            fsconfig_set_string(context, c"size", c"0")?;
+            fsconfig_create(context)?;
             let read_only = rustix::mount::MountAttrFlags::MOUNT_ATTR_RDONLY;
-            let empty = sys::leak(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, read_only)?);
+            let empty = sys::leak(fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, read_only)?);
             target.mount(empty)?;
             state.masks.directory = Some(empty);
             Ok(())

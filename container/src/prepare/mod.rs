@@ -361,3 +361,139 @@ pub(crate) fn out_of_the_way(fd: OwnedFd) -> Result<OwnedFd, Error> {
     }
     rustix::io::fcntl_dupfd_cloexec(&fd, 4).map_err(|e| Error::step("copy", "a descriptor", e))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::create::Rootfs;
+
+    fn prepare(spec: &Spec) -> Result<Prepared, Error> {
+        container(&mut Create {
+            id: "test",
+            spec,
+            rootfs: Rootfs::Directory("/".into()),
+            cgroup: None,
+            stdio: Stdio::Null,
+            init: false,
+        })
+    }
+
+    /// A small configuration that is valid, as JSON.
+    fn valid() -> serde_json::Value {
+        serde_json::json!({
+            "ociVersion": "1.0.2",
+            "process": {"args": ["true"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 1, "gid": 2},
+                "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}],
+                "capabilities": {"bounding": ["CAP_KILL"]}},
+            "hostname": "a",
+            "mounts": [
+                {"destination": "/proc", "type": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "options": ["mode=755"]},
+                {"destination": "/x", "source": "/etc", "options": ["rbind", "ro"]}],
+            "linux": {
+                "namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "ipc"}, {"type": "pid"}],
+                "devices": [{"type": "c", "path": "/dev/fuse", "major": 10, "minor": 229}],
+                "sysctl": {"kernel.shmmni": "1"},
+                "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"],
+                "rootfsPropagation": "rslave"}
+        })
+    }
+
+    #[test]
+    fn valid_configuration_when_read_then_prepared() {
+        let spec: Spec = serde_json::from_value(valid()).expect("valid");
+        prepare(&spec).expect("valid");
+        let again: Spec =
+            serde_json::from_str(&serde_json::to_string(&spec).expect("JSON")).expect("valid");
+        assert_eq!(again, spec);
+    }
+
+    /// Values that somebody might try in place of the right one.
+    fn hostile() -> impl Strategy<Value = serde_json::Value> {
+        let texts = proptest::sample::select(vec![
+            "",
+            "/",
+            "//",
+            ".",
+            "/..",
+            "/../../etc",
+            "relative",
+            "a\0b",
+            "/a\0b",
+            "-1",
+            "=",
+            "=x",
+            "/proc",
+            "/proc/self/fd/3",
+            "/dev",
+            "/dev/null",
+            "bind",
+            "rbind",
+            "remount",
+            "ro",
+            "idmap",
+            "shared",
+            "proc",
+            "CAP_",
+            "mount",
+            "user",
+            "\u{202e}",
+        ]);
+        let long = (1..3usize).prop_map(|n| "x/".repeat(n * 2500));
+        prop_oneof![
+            4 => texts.prop_map(|text| serde_json::json!(text)),
+            1 => long.prop_map(|text| serde_json::json!(text)),
+            1 => any::<i64>().prop_map(|n| serde_json::json!(n)),
+            1 => any::<u64>().prop_map(|n| serde_json::json!(n)),
+            1 => Just(serde_json::json!(null)),
+            1 => Just(serde_json::json!([])),
+            1 => Just(serde_json::json!({})),
+            1 => any::<bool>().prop_map(|b| serde_json::json!(b)),
+        ]
+    }
+
+    /// All places in a document where there is a single value.
+    fn leaves(value: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(members) => {
+                members
+                    .iter()
+                    .for_each(|(name, member)| leaves(member, &format!("{path}/{name}"), found));
+            }
+            serde_json::Value::Array(items) => {
+                items
+                    .iter()
+                    .enumerate()
+                    .for_each(|(i, item)| leaves(item, &format!("{path}/{i}"), found));
+            }
+            _ => found.push(path.to_owned()),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn configuration_when_hostile_then_an_error_that_names_something_and_no_panic(
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), hostile()), 1..4),
+        ) {
+            let mut document = valid();
+            let mut places = Vec::new();
+            leaves(&document, "", &mut places);
+            for (place, value) in changes {
+                let place: &String = place.get(&places[..]);
+                let place = document.pointer_mut(place).expect("a leaf");
+                *place = value;
+            }
+            let Ok(spec) = serde_json::from_value::<Spec>(document) else { return Ok(()) };
+            match prepare(&spec) {
+                Ok(prepared) => for i in 0..prepared.plan.operations.len() {
+                    prop_assert!(!prepared.plan.describe(i).0.is_empty());
+                },
+                Err(Error::Invalid { field, problem }) => prop_assert!(!field.is_empty() && !problem.is_empty()),
+                Err(Error::Step { object, .. }) => prop_assert!(!object.is_empty()),
+                Err(other) => prop_assert!(false, "{other}"),
+            }
+        }
+    }
+}

@@ -183,7 +183,17 @@ impl Tail {
 fn ignored_signals() -> u64 {
     static IGNORED: OnceLock<u64> = OnceLock::new();
     *IGNORED.get_or_init(|| {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        // Short of 2 KiB here and elsewhere, and read in one call.
+        let mut text = [0; 4096];
+        let status = openat(
+            CWD,
+            c"/proc/self/status",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .and_then(|status| rustix::io::read(status, &mut text))
+        .unwrap_or(0);
+        let status = String::from_utf8_lossy(text.get(..status).unwrap_or_default());
         let field = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
         let sigpipe = 1 << (libc::SIGPIPE - 1);
         field

@@ -1,0 +1,111 @@
+//! Limits that bite. They need the controllers of cgroup v2, which hosts with version 1 have not: run them in a guest, as
+//! root, with `--ignored`; `BULKHEAD_CGROUP_ROOT` says where groups are made, `BULKHEAD_BUSYBOX` where busybox lies.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use bulkhead_container::spec::{Cpu, LinuxPids, Memory, Resources, Spec};
+use bulkhead_container::{Container, Create, Pipes, Stdio};
+use common::*;
+
+fn start(
+    group: &Group,
+    spec: &mut Spec,
+    resources: Resources,
+    root: &std::path::Path,
+) -> (Container, Pipes) {
+    spec.linux.as_mut().unwrap().resources = Some(resources);
+    let (stdio, pipes) = Stdio::pipes().unwrap();
+    let cgroup = Some(group.path().to_owned());
+    let create = Create {
+        id: "test",
+        spec,
+        rootfs: overlay(root),
+        cgroup,
+        stdio,
+        init: false,
+    };
+    let mut container = Container::create(create).unwrap_or_else(|e| panic!("{e}"));
+    container.start().unwrap();
+    (container, pipes)
+}
+
+#[test]
+#[ignore = "needs the memory controller of cgroup v2"]
+fn memory_when_used_up_then_killed_and_said() {
+    let (root, group) = (rootfs(), Group::new("memory"));
+    let memory = Memory {
+        limit: Some(64 << 20),
+        swap: Some(64 << 20),
+        ..Memory::default()
+    };
+    let resources = Resources {
+        memory: Some(memory),
+        ..Resources::default()
+    };
+    let mut spec = spec("");
+    // The program itself, so that it is what is killed.
+    let program = ["dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1"];
+    spec.process.as_mut().unwrap().args = program.map(str::to_owned).to_vec();
+    let (mut container, pipes) = start(&group, &mut spec, resources, root.path());
+    let output = finish(container.pid(), pipes);
+    assert_eq!(output.exit.signal, Some(9), "{output:?}");
+    assert!(container.oom_kills().unwrap() >= 1);
+    let memory = container.stats().unwrap().memory.unwrap();
+    assert_eq!((memory.limit, memory.oom_kills), (Some(64 << 20), 1));
+    container.delete().unwrap();
+}
+
+#[test]
+#[ignore = "needs the pids controller of cgroup v2"]
+fn processes_when_too_many_then_no_more_are_forked() {
+    let (root, group) = (rootfs(), Group::new("pids"));
+    let pids = Some(LinuxPids { limit: 5 });
+    let mut spec = spec("for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; echo; cat");
+    let resources = Resources {
+        pids,
+        ..Resources::default()
+    };
+    let (mut container, pipes) = start(&group, &mut spec, resources, root.path());
+    wait_for(|| container.stats().unwrap().pids.unwrap().current == 5);
+    assert_eq!(container.stats().unwrap().pids.unwrap().limit, Some(5));
+    container.delete().unwrap();
+    finish(container.pid(), pipes);
+}
+
+#[test]
+#[ignore = "needs the cpu controller of cgroup v2"]
+fn processor_when_halved_then_throttled() {
+    let (root, group) = (rootfs(), Group::new("cpu"));
+    let cpu = Some(Cpu {
+        quota: Some(20_000),
+        period: Some(100_000),
+        shares: Some(512),
+        ..Cpu::default()
+    });
+    let mut spec = spec("while :; do :; done");
+    let resources = Resources {
+        cpu,
+        ..Resources::default()
+    };
+    let (mut container, pipes) = start(&group, &mut spec, resources, root.path());
+    wait_for(|| container.stats().unwrap().cpu.periods >= 10);
+    let used = container.stats().unwrap().cpu;
+    // A fifth of each period, and what the kernel is late with.
+    assert!(
+        used.usage_us < used.periods * 50_000 && used.throttled_periods > 0,
+        "{used:?}"
+    );
+    container
+        .update(&Resources {
+            cpu: Some(Cpu {
+                quota: Some(-1),
+                ..Cpu::default()
+            }),
+            ..Resources::default()
+        })
+        .unwrap();
+    container.delete().unwrap();
+    finish(container.pid(), pipes);
+}
