@@ -4,7 +4,7 @@ mod support;
 
 use bulkhead_image::layers::{DiskError, DiskOptions, Limits};
 use support::archive::{Archive, Header, block, directory, file, header, link, record, sum};
-use support::disk::{build, build_with, bytes, can_mount, checked, mounted};
+use support::disk::{build, build_with, bytes, can_mount, checked, mounted, mounted_from};
 use support::tree::see;
 
 fn refusal(archives: &[Vec<u8>]) -> String {
@@ -378,6 +378,25 @@ fn disk_when_it_cannot_be_written_then_says_so() {
             .expect_err("read only")
             .to_string()
             .contains("cannot write")
+    );
+}
+
+#[test]
+fn disk_when_its_file_system_is_full_then_says_so() {
+    if !can_mount() {
+        return;
+    }
+    let archives = one(&file("f"), &vec![1; 4 << 20]);
+    let options = ["-t", "tmpfs", "-o", "size=2m"];
+    let said = mounted_from(&options, "none".as_ref(), |root| {
+        let file = tempfile::tempfile_in(root).expect("a file");
+        let layers = support::disk::layers(&archives);
+        let error = bulkhead_image::layers::build_disk(layers, &file, &DiskOptions::default());
+        error.expect_err("too small").to_string()
+    });
+    assert!(
+        said.contains("cannot write") && said.contains("full"),
+        "{said}"
     );
 }
 

@@ -216,6 +216,37 @@ fn disk_when_of_everything_then_the_kernel_sees_everything() {
 }
 
 #[test]
+fn hard_link_when_its_target_is_hidden_then_has_the_contents() {
+    let (large, small) = (noise(3 << 20, 1), noise(100, 2));
+    let mut lower = Archive::default();
+    lower
+        .add(&file("gone/large"), &large)
+        .add(&file("gone/unneeded"), &noise(2 << 20, 3))
+        .add(&file("gone/small"), &small)
+        .add(&link("gone/second", b'1', "gone/large"), b"")
+        .add(&link("kept", b'1', "gone/second"), b"")
+        .add(&link("also", b'1', "gone/large"), b"");
+    let middle = Archive::default()
+        .add(&link("from-below", b'1', "gone/small"), b"")
+        .end();
+    let upper = Archive::default().add(&file(".wh.gone"), b"").end();
+    let disk = checked(&[lower.end(), middle, upper]);
+    let len = disk.as_file().metadata().expect("its length").len();
+    assert!(len < 4 << 20, "what nobody needs is not written: {len}");
+    if !can_mount() {
+        return;
+    }
+    let tree = mounted(disk.path(), see);
+    assert_eq!(tree.len(), 4);
+    assert_eq!(tree[b"kept".as_slice()].contents, large);
+    assert_eq!(
+        tree[b"kept".as_slice()].links,
+        tree[b"also".as_slice()].links
+    );
+    assert_eq!(tree[b"from-below".as_slice()].contents, small);
+}
+
+#[test]
 fn directory_when_of_100_000_entries_then_each_is_found() {
     let mut archive = Archive::default();
     archive.add(&directory("d"), b"");

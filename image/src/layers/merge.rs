@@ -15,6 +15,8 @@ use crate::erofs::{Attributes, Inode, WriteError, Writer, Xattrs};
 
 /// Symbolic links that are followed in one path, as in Linux.
 const MAX_FOLLOWED: usize = 40;
+/// Steps in one path, lest paths that wind through symbolic links cost more than they have bytes.
+const MAX_STEPS: usize = 4096;
 /// Roughly what an entry of one of the maps costs besides its path.
 const MAP_ENTRY_LEN: usize = 64;
 
@@ -460,6 +462,11 @@ impl<'f> Merge<'f> {
 
     /// An inode that a lower layer must have.
     fn want(&mut self, path: Box<[u8]>) -> Result<u32, Problem> {
+        let layer = self.layer;
+        let last = self.wanted.get(&path).and_then(|wanted| wanted.last());
+        if let Some(last) = last.filter(|wanted| wanted.layer == layer) {
+            return Ok(last.slot);
+        }
         self.tree.memory().hold(2 * path.len() + MAP_ENTRY_LEN)?;
         let slot = self.new_slot(Slot::Wanted(path.clone()))?;
         self.wanted.entry(path).or_default().push(Wanted {
@@ -581,6 +588,7 @@ impl<'f> Merge<'f> {
         let layer = self.layer;
         let mut node = ROOT;
         let mut followed = 0;
+        let mut steps = 0;
         let mut owned;
         let mut rest = directory;
         loop {
@@ -594,6 +602,10 @@ impl<'f> Merge<'f> {
             debug_assert!(matches!(kind, Kind::Directory(_)));
             if rest.is_empty() {
                 break;
+            }
+            steps += 1;
+            if steps > MAX_STEPS {
+                return Err(Problem::Loop);
             }
             let (part, after) = match rest.iter().position(|byte| *byte == b'/') {
                 Some(slash) => (&rest[..slash], &rest[slash + 1..]),

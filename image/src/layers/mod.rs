@@ -99,7 +99,7 @@ where
             return Err(DiskError::Layers(count));
         }
         let Layer { name, tar } = layer.map_err(|error| DiskError::Open(error.into()))?;
-        let mut archive = Archive::new(tar, limits.layer_bytes.saturating_sub(layer_bytes));
+        let mut archive = Archive::new(tar, limits.layer_bytes).after(layer_bytes);
         loop {
             match archive.next_entry(&mut entry) {
                 Ok(true) => {}
@@ -121,7 +121,7 @@ where
                 });
             }
         }
-        layer_bytes += archive.consumed();
+        layer_bytes = archive.consumed();
         merge.end_layer().map_err(disk_error)?;
     }
 

@@ -76,8 +76,17 @@ pub fn can_mount() -> bool {
     root
 }
 
-/// Mounts a disk for a while, in a mount namespace that goes with the thread.
+/// Mounts a disk for a while.
 pub fn mounted<T: Send>(disk: &Path, look: impl FnOnce(&Path) -> T + Send) -> T {
+    mounted_from(&["-t", "erofs", "-o", "ro,loop"], disk, look)
+}
+
+/// Mounts something for a while, in a mount namespace that goes with the thread.
+pub fn mounted_from<T: Send>(
+    arguments: &[&str],
+    source: &Path,
+    look: impl FnOnce(&Path) -> T + Send,
+) -> T {
     let at = tempfile::tempdir().expect("a temporary directory");
     let result = thread::scope(|scope| {
         scope
@@ -86,8 +95,8 @@ pub fn mounted<T: Send>(disk: &Path, look: impl FnOnce(&Path) -> T + Send) -> T 
                 unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.expect("a mount namespace");
                 run(Command::new("mount").args(["--make-rprivate", "/"]));
                 run(Command::new("mount")
-                    .args(["-t", "erofs", "-o", "ro,loop"])
-                    .arg(disk)
+                    .args(arguments)
+                    .arg(source)
                     .arg(at.path()));
                 let result = look(at.path());
                 run(Command::new("umount").arg(at.path()));

@@ -108,7 +108,7 @@ pub struct Archive<R> {
     /// Bytes of the current entry's data that have not been read, and of padding after them.
     data: u64,
     padding: u64,
-    /// Bytes read from the source, and how many it may be.
+    /// Bytes read from this and earlier sources, and how many it may be.
     consumed: u64,
     limit: u64,
 }
@@ -128,7 +128,13 @@ impl<R: Read> Archive<R> {
         }
     }
 
-    /// Bytes of the archive that have been read.
+    /// Counts the bytes of earlier archives, so that the limit is for all of them.
+    pub fn after(mut self, consumed: u64) -> Self {
+        self.consumed = consumed;
+        self
+    }
+
+    /// Bytes that have been read, with those of earlier archives.
     pub fn consumed(&self) -> u64 {
         self.consumed
     }
@@ -159,6 +165,8 @@ impl<R: Read> Archive<R> {
             match header.kind() {
                 b'x' | b'X' => {
                     let records = self.extended(&header)?;
+                    // Of several before one entry the last counts, so that they need not be bounded.
+                    pax = Pax::default();
                     pax.parse(&records, MAX_PIECES)?;
                 }
                 b'L' => long_path = Some(self.long_name(&header)?),
