@@ -167,7 +167,12 @@ impl Container {
 
     /// Stops all of its processes; returns when they have stopped.
     pub fn pause(&mut self) -> Result<(), Error> {
-        self.cgroup("pause")?.freeze(true)?;
+        let group = self.cgroup("pause")?;
+        if let Err(error) = group.freeze(true) {
+            // Some stand still and some do not: all go on.
+            let _ = group.freeze(false);
+            return Err(error);
+        }
         self.paused = true;
         Ok(())
     }
