@@ -218,28 +218,23 @@ impl Push<'_> {
 
     /// Opens an upload, unless the registry takes the blob from another of its repositories.
     fn begin(&self, blob: &Descriptor) -> std::result::Result<Option<Upload>, Failure> {
-        let mut path = self.client.path("blobs/uploads/");
-        let mut scopes = self.scope.clone();
+        let path = self.client.path("blobs/uploads/");
         if let Some(other) = &self.elsewhere {
-            path = format!("{path}?mount={}&from={other}", blob.digest);
-            scopes = format!("{scopes} {}", scope(other, "pull"));
+            let path = format!("{path}?mount={}&from={other}", blob.digest);
+            let scopes = format!("{} {}", self.scope, scope(other, "pull"));
+            let answer = self.client.send(&Request::new(Method::POST, path), &scopes);
+            match answer {
+                Ok(response) if response.status() == StatusCode::CREATED => return Ok(None),
+                Ok(response) if response.status() == StatusCode::ACCEPTED => {
+                    return opened(&response).map(Some);
+                }
+                // We may not see that repository, or nobody mounts here: it was worth a try.
+                _ => (),
+            }
         }
         let request = Request::new(Method::POST, path);
-        let response = self.client.send(&request, &scopes)?;
-        let mounted = self.elsewhere.is_some() && response.status() == StatusCode::CREATED;
-        if mounted {
-            return Ok(None);
-        }
-        let response = expect(response, &[StatusCode::ACCEPTED])?;
-        let least = response
-            .headers()
-            .get("oci-chunk-min-length")
-            .and_then(|value| value.to_str().ok()?.parse().ok())
-            .unwrap_or(0);
-        Ok(Some(Upload {
-            url: next_url(&response, "/")?,
-            least,
-        }))
+        let response = self.client.send(&request, &self.scope)?;
+        opened(&expect(response, &[StatusCode::ACCEPTED])?).map(Some)
     }
 
     /// Sends the blob from where the registry has it, and closes the upload.
@@ -312,6 +307,19 @@ impl Push<'_> {
         let at = if last == 0 { 0 } else { last.checked_add(1)? };
         Some((at, next_url(&response, &upload.url).ok()?))
     }
+}
+
+/// The upload that a registry says it has opened.
+fn opened(response: &Response) -> std::result::Result<Upload, Failure> {
+    let least = response
+        .headers()
+        .get("oci-chunk-min-length")
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .unwrap_or(0);
+    Ok(Upload {
+        url: next_url(response, "/")?,
+        least,
+    })
 }
 
 fn next_url(response: &Response, asked: &str) -> std::result::Result<String, Failure> {
