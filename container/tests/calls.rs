@@ -17,54 +17,88 @@ const TRACED: &str = "BULKHEAD_TRACED";
 const BEGIN: &str = "/bulkhead-begin";
 const END: &str = "/bulkhead-end";
 
-/// More than this was not needed when the bound was set; whoever adds a call lifts it, and says why.
-const MOST: usize = 175;
+/// More than this was not needed when the bounds were set; whoever adds a call lifts them, and says why.
+const MOST_TO_START: usize = 175;
+const MOST_TO_EXECUTE: usize = 75;
 
 #[test]
 fn container_when_created_and_started_then_few_calls() {
     if std::env::var_os(TRACED).is_some() {
-        return create_and_start();
+        return create_and_start(false);
     }
+    let calls = count(
+        "container_when_created_and_started_then_few_calls",
+        "unshare(CLONE_NEWCGROUP)",
+    );
+    println!("{calls} from create to the program");
+    assert!(calls.total() <= MOST_TO_START, "{calls}");
+}
+
+#[test]
+fn program_when_executed_in_a_container_then_few_calls() {
+    if std::env::var_os(TRACED).is_some() {
+        return create_and_start(true);
+    }
+    let calls = count(
+        "program_when_executed_in_a_container_then_few_calls",
+        "setns(",
+    );
+    println!("{calls} from exec to the program");
+    assert!(calls.total() <= MOST_TO_EXECUTE, "{calls}");
+}
+
+/// How many calls parent and child made.
+struct Calls {
+    parent: Vec<String>,
+    child: Vec<String>,
+}
+
+impl Calls {
+    fn total(&self) -> usize {
+        self.parent.len() + self.child.len()
+    }
+}
+
+impl std::fmt::Display for Calls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (parent, child) = (self.parent.len(), self.child.len());
+        write!(
+            f,
+            "{} system calls, {parent} of the parent and {child} of the child,",
+            self.total()
+        )
+    }
+}
+
+/// Traces a test of this program; the child is the first other process that makes a certain call after the first mark.
+fn count(test: &str, child: &str) -> Calls {
     let trace = tempfile::NamedTempFile::new().unwrap();
     let status = Command::new("strace")
         .args(["-f", "-s", "64", "-o"])
         .arg(trace.path())
         .arg(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "container_when_created_and_started_then_few_calls",
-        ])
+        .args(["--exact", test])
         .env(TRACED, "1")
         .status()
         .expect("strace; run scripts/setup");
     assert!(status.success());
     let trace = fs::read_to_string(trace.path()).unwrap();
-    let (parent, child) = count(&trace);
-    println!(
-        "{} system calls from create to the program: {} of the parent, {} of the child",
-        parent.len() + child.len(),
-        parent.len(),
-        child.len()
-    );
+    let calls = sort(&trace, child);
     if std::env::var_os("BULKHEAD_SHOW_CALLS").is_some() {
-        println!("{}\n\n{}", parent.join("\n"), child.join("\n"));
+        println!("{}\n\n{}", calls.parent.join("\n"), calls.child.join("\n"));
     }
-    assert!(
-        parent.len() + child.len() <= MOST,
-        "{} and {}",
-        parent.len(),
-        child.len()
-    );
+    calls
 }
 
 /// As Docker would: an overlay, its default filesystems, capabilities, filter, hidden paths and devices, and pipes.
-fn create_and_start() {
+fn create_and_start(execute: bool) {
     let root = rootfs();
     let group = Group::new("calls");
     let mut spec = spec("");
     spec.mounts = defaults::mounts();
     let process = spec.process.as_mut().unwrap();
-    process.args = vec!["/bin/true".into()];
+    let program = if execute { "/bin/cat" } else { "/bin/true" };
+    process.args = vec![program.into()];
     let capabilities = defaults::capabilities();
     let linux = spec.linux.as_mut().unwrap();
     linux.seccomp = Some(seccomp::docker_default().filter(&capabilities.bounding));
@@ -78,7 +112,7 @@ fn create_and_start() {
 
     let mark = |path| rustix::fs::access(path, rustix::fs::Access::EXISTS).unwrap_err();
     let rootfs = overlay(root.path());
-    let (stdio, _pipes) = Stdio::pipes().unwrap();
+    let (stdio, pipes) = Stdio::pipes().unwrap();
     let cgroup = Some(group.path().to_owned());
     let create = Create {
         id: "count",
@@ -88,45 +122,54 @@ fn create_and_start() {
         stdio,
         init: false,
     };
-    mark(BEGIN);
+    if !execute {
+        mark(BEGIN);
+    }
     let mut container = Container::create(create).unwrap();
     container.start().unwrap();
-    mark(END);
+    if execute {
+        let mut process = spec.process.clone().unwrap();
+        process.args = vec!["/bin/true".into()];
+        let (stdio, _pipes) = Stdio::pipes().unwrap();
+        mark(BEGIN);
+        let exec = container.exec(&process, stdio).unwrap();
+        mark(END);
+        assert_eq!(wait(exec.pid()).code, 0);
+    } else {
+        mark(END);
+    }
+    drop(pipes);
     assert_eq!(wait(container.pid()).code, 0);
     container.delete().unwrap();
 }
 
 /// The parent's calls between the marks, and the child's up to the program.
-fn count(trace: &str) -> (Vec<&str>, Vec<&str>) {
-    let begin = trace.lines().find(|line| line.contains(BEGIN)).unwrap();
-    let thread = begin.split_whitespace().next().unwrap();
+fn sort(trace: &str, child: &str) -> Calls {
+    let begin = trace.lines().position(|line| line.contains(BEGIN)).unwrap();
+    let process_of = |line: &str| line.split_whitespace().next().unwrap().to_owned();
+    let thread = process_of(trace.lines().nth(begin).unwrap());
     let calls_of = |process: &str| {
         let prefix = format!("{process} ");
         let lines = trace
             .lines()
             .filter_map(move |line| Some(line.strip_prefix(&prefix)?.trim_start()));
         // A call that others interrupted has a second line, and signals are none.
-        lines
-            .filter(|line| !line.starts_with("<...") && !line.starts_with(['-', '+']))
-            .collect::<Vec<_>>()
+        let first = lines.filter(|line| !line.starts_with("<...") && !line.starts_with(['-', '+']));
+        first.map(str::to_owned).collect::<Vec<_>>()
     };
-    let parent = calls_of(thread);
+    let parent = calls_of(&thread);
     let first = parent.iter().position(|call| call.contains(BEGIN)).unwrap() + 1;
     let last = parent.iter().position(|call| call.contains(END)).unwrap();
-    let parent = parent[first..last].to_vec();
-    let channel = trace
-        .lines()
-        .position(|line| line.contains("clone3("))
-        .unwrap();
-    let child = trace.lines().skip(channel).find_map(|line| {
-        let (process, _) = line.split_once(' ')?;
-        (process != thread && line.contains("exec") || line.contains("unshare(CLONE_NEWCGROUP"))
-            .then_some(process)
-    });
-    let child = calls_of(child.unwrap());
+    let is_child = |line: &&str| line.contains(child) && process_of(line) != thread;
+    let child = calls_of(&process_of(
+        trace.lines().skip(begin).find(is_child).unwrap(),
+    ));
     let program = child
         .iter()
         .position(|call| call.starts_with("execve("))
         .unwrap();
-    (parent, child[..=program].to_vec())
+    Calls {
+        parent: parent[first..last].to_vec(),
+        child: child[..=program].to_vec(),
+    }
 }
