@@ -2,6 +2,8 @@
 //!
 //! Run a target with `RUSTC_BOOTSTRAP=1 cargo fuzz run TARGET` (stable Rust will do).
 
+pub mod erofs;
+
 use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
