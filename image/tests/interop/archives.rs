@@ -168,6 +168,9 @@ fn image_when_saved_is_what_others_load() {
     let policy = place.path("policy.json");
     fs::write(&policy, SIGNATURES).expect("written");
 
+    // The store itself is a layout that others read.
+    let store = format!("oci:{}:localhost/app:1", place.path("store").display());
+    assert!(run(skopeo().args(["inspect", &store])).contains(&image.manifest.digest.to_string()));
     for archive in [
         format!("docker-archive:{}", docker.display()),
         format!("oci-archive:{}", oci.display()),
