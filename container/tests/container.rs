@@ -4,7 +4,7 @@
 
 mod common;
 
-use bulkhead_container::{Error, Rootfs};
+use bulkhead_container::{Error, Lower, Rootfs, Upper};
 use common::*;
 
 #[test]
@@ -123,4 +123,32 @@ fn container_when_running_then_nothing_of_the_host_is_mounted() {
         assert_eq!(kind.contains(" - overlay overlay "), !directory, "{kind}");
         assert_eq!(finish(container.pid(), pipes).exit.code, 1);
     }
+}
+
+#[test]
+fn image_when_erofs_then_changes_go_to_the_upper_layer_and_stay() {
+    let root = rootfs();
+    std::fs::set_permissions(
+        root.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o711),
+    )
+    .unwrap();
+    let (image, upper) = (
+        tempfile::NamedTempFile::new().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
+    let mut mkfs = std::process::Command::new("mkfs.erofs");
+    let made = mkfs
+        .arg("--quiet")
+        .args([image.path(), root.path()])
+        .status();
+    assert!(made.expect("mkfs.erofs; run scripts/setup").success());
+    let rootfs = || Rootfs::Overlay {
+        lower: Lower::ErofsFile(image.path().into()),
+        upper: Upper::Directory(upper.path().into()),
+    };
+    succeed(&spec("echo hi > /tmp/file; rm /etc/group"), rootfs());
+    let text = succeed(&spec("cat /tmp/file; ls /etc; stat -c %a /"), rootfs());
+    assert_eq!(text, "hi\npasswd\n711\n");
+    assert!(upper.path().join("upper/tmp/file").exists());
 }
