@@ -1,7 +1,7 @@
 //! The merged tree as the writer wants it: directories with sorted entries, inodes with link counts.
 
 use super::error::Shown;
-use super::merge::Slot;
+use super::links::Slot;
 use super::tree::{Kind, Node, ROOT, Tree};
 use crate::erofs::{Attributes, Child, Directories, Inode, Time};
 

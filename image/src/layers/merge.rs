@@ -7,18 +7,13 @@ use std::io::Read;
 use super::error::Problem;
 use super::kept::{Content, Kept};
 use super::limits::Limits;
+use super::links::{Hidden, Linked, Slot, Wanted};
 use super::path::{Meaning, meaning, normalise, split};
 use super::scratch::Scratch;
 use super::tar::{self, Archive, Entry, TarError};
 use super::tree::{Kind, NEVER, Node, ROOT, Tree};
-use crate::erofs::{Attributes, Inode, WriteError, Writer, Xattrs};
-
-/// Symbolic links that are followed in one path, as in Linux.
-const MAX_FOLLOWED: usize = 40;
-/// Steps in one path, lest paths that wind through symbolic links cost more than they have bytes.
-const MAX_STEPS: usize = 4096;
-/// Roughly what an entry of one of the maps costs besides its path.
-const MAP_ENTRY_LEN: usize = 64;
+use super::walk::{Place, Purpose, Walk};
+use crate::erofs::{Attributes, WriteError, Writer, Xattrs};
 
 /// Why an entry was not merged.
 #[derive(Debug)]
@@ -47,68 +42,6 @@ impl From<WriteError> for Failure {
     }
 }
 
-/// An inode that names in the tree stand for.
-#[derive(Debug)]
-pub enum Slot {
-    /// It is written.
-    Written(Inode),
-    /// It is the same as another one.
-    Same(u32),
-    /// A hard link to this path, which a lower layer must have.
-    Wanted(Box<[u8]>),
-}
-
-/// An inode of the current layer under a name that an upper layer hides.
-#[derive(Debug)]
-enum Hidden {
-    /// It is written, because somebody needs it.
-    Slot(u32),
-    /// It is a hard link to this path, of a lower layer.
-    Elsewhere(Box<[u8]>),
-    /// It can still be written.
-    Kept(Kept),
-}
-
-/// A hard link to what a lower layer must have.
-#[derive(Debug)]
-struct Wanted {
-    slot: u32,
-    /// The link's layer.
-    layer: u16,
-    /// Whether this layer has it. It may have it again, and then that counts.
-    found: bool,
-}
-
-/// What a hard link is to.
-enum Linked {
-    /// An inode that is in the image.
-    Slot(u32),
-    /// One that is hidden, and that nobody needs.
-    Hidden(u32),
-}
-
-/// What a path is gone for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    /// To put an entry there: directories that do not exist are made, and those that do are real, even
-    /// if the entry itself is hidden.
-    Entry,
-    /// To mark what lower layers must not have there: directories are made, but not real ones.
-    Mark,
-    /// To look.
-    Look,
-}
-
-/// Where an entry belongs.
-enum Place {
-    /// In this directory, where this node may be.
-    At(u32, Option<u32>),
-    /// Nowhere, since this layer hides it.
-    Hidden(u16),
-    /// In a directory that does not exist.
-    Missing,
-}
-
 /// The layers so far.
 #[derive(Debug)]
 pub struct Merge<'f> {
@@ -120,21 +53,21 @@ pub struct Merge<'f> {
     pub slots: Vec<Slot>,
     limits: Limits,
     entries: u64,
-    layer: u16,
+    pub(super) layer: u16,
     path: Vec<u8>,
     target: Vec<u8>,
     /// The directory of the last entry, and its node: most entries have the same as the one before.
-    recent: Option<(Vec<u8>, u32)>,
+    pub(super) recent: Option<(Vec<u8>, u32)>,
     /// Targets of this layer's symbolic links, by node: its own entries may lie behind them.
-    symlinks: HashMap<u32, Box<[u8]>>,
+    pub(super) symlinks: HashMap<u32, Box<[u8]>>,
     /// This layer's hidden names, and what they stand for.
-    hidden: HashMap<Box<[u8]>, u32>,
-    hidden_inodes: Vec<Hidden>,
+    pub(super) hidden: HashMap<Box<[u8]>, u32>,
+    pub(super) hidden_inodes: Vec<Hidden>,
     /// Bytes held for the three above, which end with the layer.
     held: usize,
     /// Hard links to paths that no layer had before this one.
-    wanted: HashMap<Box<[u8]>, Vec<Wanted>>,
-    scratch: Scratch<'f>,
+    pub(super) wanted: HashMap<Box<[u8]>, Vec<Wanted>>,
+    pub(super) scratch: Scratch<'f>,
 }
 
 impl<'f> Merge<'f> {
@@ -169,10 +102,7 @@ impl<'f> Merge<'f> {
         self.layer += 1;
         self.recent = None;
         self.symlinks.clear();
-        self.wanted.retain(|_, wanted| {
-            wanted.retain(|wanted| !wanted.found);
-            !wanted.is_empty()
-        });
+        self.forget_found();
         self.hidden.clear();
         self.hidden_inodes.clear();
         self.tree.memory().release(std::mem::take(&mut self.held));
@@ -279,7 +209,7 @@ impl<'f> Merge<'f> {
     }
 
     /// A whiteout or a file of this layer becomes a directory, with nothing of lower layers.
-    fn become_directory(&mut self, node: u32) -> Result<u32, Problem> {
+    pub(super) fn become_directory(&mut self, node: u32) -> Result<u32, Problem> {
         let layer = self.layer;
         let kind = self.tree.new_directory(self.tree.node(node).parent)?;
         let node = self.tree.replace(node, kind, layer)?;
@@ -411,264 +341,17 @@ impl<'f> Merge<'f> {
         }
     }
 
-    /// What a hard link to `target` is to. It is in the image if it was before, or if it is needed.
-    fn link(&mut self, target: &[u8], needed: bool) -> Result<Linked, Failure> {
-        if target.is_empty() {
-            return Err(Problem::DirectoryLink.into());
-        }
-        let (directory, name) = split(target);
-        let found = match self.locate(directory, name, Purpose::Look) {
-            Ok(Place::At(_, found)) => found.map(|node| *self.tree.node(node)),
-            Ok(_) | Err(Problem::NotDirectory) => None,
-            Err(problem) => return Err(problem.into()),
-        };
-        let found = found.filter(|node| node.layer == self.layer);
-        if let Some(Node {
-            kind: Kind::Inode(slot),
-            ..
-        }) = found
-        {
-            return Ok(Linked::Slot(slot));
-        }
-        let hidden = self.hidden.get(target).copied();
-        if let Some(inode) = hidden {
-            let slot = match &self.hidden_inodes[inode as usize] {
-                Hidden::Slot(slot) => return Ok(Linked::Slot(*slot)),
-                _ if !needed => return Ok(Linked::Hidden(inode)),
-                Hidden::Kept(kept) => {
-                    let written = kept.write(&mut self.writer, &mut self.scratch)?;
-                    self.new_slot(Slot::Written(written))?
-                }
-                Hidden::Elsewhere(path) => self.want(path.clone())?,
-            };
-            self.hidden_inodes[inode as usize] = Hidden::Slot(slot);
-            return Ok(Linked::Slot(slot));
-        }
-        if let Some(Node {
-            kind: Kind::Directory(directory),
-            ..
-        }) = found
-            && self.tree.directory(directory).real
-        {
-            return Err(Problem::DirectoryLink.into());
-        }
-        Ok(if needed {
-            Linked::Slot(self.want(target.into())?)
-        } else {
-            self.hold(target.len())?;
-            Linked::Hidden(self.new_hidden(Hidden::Elsewhere(target.into()))?)
-        })
-    }
-
-    /// An inode that a lower layer must have.
-    fn want(&mut self, path: Box<[u8]>) -> Result<u32, Problem> {
-        let layer = self.layer;
-        let last = self.wanted.get(&path).and_then(|wanted| wanted.last());
-        if let Some(last) = last.filter(|wanted| wanted.layer == layer) {
-            return Ok(last.slot);
-        }
-        self.tree.memory().hold(2 * path.len() + MAP_ENTRY_LEN)?;
-        let slot = self.new_slot(Slot::Wanted(path.clone()))?;
-        self.wanted.entry(path).or_default().push(Wanted {
-            slot,
-            layer: self.layer,
-            found: false,
-        });
-        Ok(slot)
-    }
-
-    /// The slots of hard links to this path, unless a layer between theirs and this one hides it.
-    fn waiting(&mut self, path: &[u8], place: &Place) -> Vec<u32> {
-        if self.wanted.is_empty() {
-            return Vec::new();
-        }
-        let hidden_by = match place {
-            Place::Hidden(layer) => *layer,
-            _ => 0,
-        };
-        // A link is to what there was when it was made: not to what its own layer has later.
-        let now = self.layer;
-        let wanted = self
-            .wanted
-            .get_mut(path)
-            .map_or(&mut [][..], Vec::as_mut_slice);
-        wanted
-            .iter_mut()
-            .filter(|wanted| hidden_by <= wanted.layer && wanted.layer < now)
-            .map(|wanted| {
-                wanted.found = true;
-                wanted.slot
-            })
-            .collect()
-    }
-
-    /// The slot that this one is the same as.
-    pub fn root(&self, mut slot: u32) -> u32 {
-        while let Slot::Same(other) = &self.slots[slot as usize] {
-            slot = *other;
-        }
-        slot
-    }
-
-    fn new_slot(&mut self, slot: Slot) -> Result<u32, Problem> {
+    pub(super) fn new_slot(&mut self, slot: Slot) -> Result<u32, Problem> {
         self.tree.memory().hold(size_of::<Slot>())?;
         self.slots.push(slot);
         Ok(self.slots.len() as u32 - 1)
     }
 
-    fn new_hidden(&mut self, hidden: Hidden) -> Result<u32, Problem> {
-        self.hold(size_of::<Hidden>())?;
-        self.hidden_inodes.push(hidden);
-        Ok(self.hidden_inodes.len() as u32 - 1)
-    }
-
-    fn hide(&mut self, path: &[u8], inode: u32) -> Result<(), Problem> {
-        self.hold(MAP_ENTRY_LEN + path.len())?;
-        self.hidden.insert(path.into(), inode);
-        Ok(())
-    }
-
     /// Holds memory to the end of the layer.
-    fn hold(&mut self, bytes: usize) -> Result<(), Problem> {
+    pub(super) fn hold(&mut self, bytes: usize) -> Result<(), Problem> {
         self.held += bytes;
         self.tree.memory().hold(bytes)
     }
-
-    /// Where `name` in `directory` belongs.
-    fn locate(
-        &mut self,
-        directory: &[u8],
-        name: &[u8],
-        purpose: Purpose,
-    ) -> Result<Place, Problem> {
-        Ok(match self.walk(directory, purpose)? {
-            Walk::Node(parent) => {
-                let found = self.tree.find(parent, name);
-                let whiteout = found.map(|node| *self.tree.node(node));
-                match whiteout {
-                    Some(Node {
-                        kind: Kind::Whiteout,
-                        layer,
-                        ..
-                    }) if layer < self.layer => {
-                        self.hidden_in(parent, purpose);
-                        Place::Hidden(layer)
-                    }
-                    _ => Place::At(parent, found),
-                }
-            }
-            Walk::Hidden(layer) => Place::Hidden(layer),
-            Walk::Missing => Place::Missing,
-        })
-    }
-
-    /// An entry in this directory is hidden, which its directories need not be.
-    fn hidden_in(&mut self, node: u32, purpose: Purpose) {
-        if purpose != Purpose::Entry {
-            return;
-        }
-        let Node { kind, parent, .. } = *self.tree.node(node);
-        let settled = match kind {
-            Kind::Directory(directory) => self.tree.directory(directory).settled,
-            _ => NEVER,
-        };
-        let gone = settled < self.layer;
-        self.tree.make_real(if gone { parent } else { node });
-    }
-
-    /// Goes to a directory. On the way, directories that do not exist are made, if they shall be,
-    /// and symbolic links of this layer are followed, within the image.
-    fn walk(&mut self, directory: &[u8], purpose: Purpose) -> Result<Walk, Problem> {
-        if let Some((recent, node)) = &self.recent
-            && recent == directory
-        {
-            return Ok(Walk::Node(*node));
-        }
-        let create = purpose != Purpose::Look;
-        let layer = self.layer;
-        let mut node = ROOT;
-        let mut followed = 0;
-        let mut steps = 0;
-        let mut owned;
-        let mut rest = directory;
-        loop {
-            let Node {
-                kind, cut, parent, ..
-            } = *self.tree.node(node);
-            if cut < layer {
-                self.hidden_in(node, purpose);
-                return Ok(Walk::Hidden(cut));
-            }
-            debug_assert!(matches!(kind, Kind::Directory(_)));
-            if rest.is_empty() {
-                break;
-            }
-            steps += 1;
-            if steps > MAX_STEPS {
-                return Err(Problem::Loop);
-            }
-            let (part, after) = match rest.iter().position(|byte| *byte == b'/') {
-                Some(slash) => (&rest[..slash], &rest[slash + 1..]),
-                None => (rest, b"".as_slice()),
-            };
-            rest = after;
-            match part {
-                b"" | b"." => continue,
-                b".." => {
-                    node = parent;
-                    continue;
-                }
-                _ if part.len() > crate::erofs::NAME_LEN => return Err(Problem::NameLength),
-                _ => {}
-            }
-            let Some(next) = self.tree.find(node, part) else {
-                if !create {
-                    return Ok(Walk::Missing);
-                }
-                let kind = self.tree.new_directory(node)?;
-                node = self.tree.add(node, part, kind, layer)?;
-                continue;
-            };
-            let Node {
-                kind, layer: of, ..
-            } = *self.tree.node(next);
-            match kind {
-                Kind::Directory(_) => node = next,
-                _ if of < layer => {
-                    self.hidden_in(node, purpose);
-                    return Ok(Walk::Hidden(of));
-                }
-                Kind::Inode(_) => {
-                    let target = self.symlinks.get(&next).ok_or(Problem::NotDirectory)?;
-                    followed += 1;
-                    if followed > MAX_FOLLOWED {
-                        return Err(Problem::Loop);
-                    }
-                    if target.starts_with(b"/") {
-                        node = ROOT;
-                    }
-                    owned = [target, b"/".as_slice(), rest].concat();
-                    rest = &owned;
-                }
-                Kind::Whiteout | Kind::Dead if !create => return Ok(Walk::Missing),
-                Kind::Whiteout | Kind::Dead => node = self.become_directory(next)?,
-            }
-        }
-        if followed == 0 {
-            let (recent, of) = self.recent.get_or_insert_default();
-            recent.clear();
-            recent.extend_from_slice(directory);
-            *of = node;
-        }
-        Ok(Walk::Node(node))
-    }
-}
-
-/// Where a path of directories leads.
-enum Walk {
-    Node(u32),
-    Hidden(u16),
-    Missing,
 }
 
 fn attributes(entry: &Entry) -> Result<Attributes, Problem> {

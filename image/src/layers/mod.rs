@@ -24,11 +24,13 @@ mod error;
 mod finish;
 mod kept;
 mod limits;
+mod links;
 mod merge;
 mod path;
 mod scratch;
 pub(crate) mod tar;
 mod tree;
+mod walk;
 
 use std::fs::File;
 use std::io::Read;
