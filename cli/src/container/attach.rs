@@ -2,7 +2,6 @@
 
 use bulkhead_engine::Engine;
 use bulkhead_engine::agent::Attach;
-use bulkhead_engine::record::Status;
 use clap::Args;
 
 use super::run::{check_terminal, enter_raw, pass_on};
@@ -24,15 +23,7 @@ pub struct AttachArgs {
 
 /// Attaches to a container until it ends.
 pub fn attach(engine: &Engine, args: &AttachArgs) -> Outcome {
-    let entry = engine.find(&args.container)?;
-    if entry.state.status != Status::Running {
-        let state = entry.state.status.name();
-        return Err(format!(
-            "container {} is {state}: only a running one can be attached to",
-            args.container
-        )
-        .into());
-    }
+    let entry = engine.running(&args.container)?;
     let stdin = entry.config.stdin && !args.no_stdin;
     check_terminal(entry.config.has_terminal(), stdin)?;
     let signals = Signals::block().map_err(|e| format!("cannot watch signals: {e}"))?;

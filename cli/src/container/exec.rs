@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use bulkhead_engine::record::Status;
 use bulkhead_engine::spec::{Options, exec_process};
 use bulkhead_engine::{Engine, Error};
 use bulkhead_protocol::Exec;
@@ -48,11 +47,7 @@ pub struct ExecArgs {
 pub fn exec(engine: &Engine, args: &ExecArgs) -> Outcome {
     let stdin = args.interactive && !args.detach;
     check_terminal(args.tty, stdin)?;
-    let entry = engine.find(&args.container)?;
-    if entry.state.status != Status::Running {
-        let state = entry.state.status.name();
-        return Err(format!("container {} is {state}: start it first", args.container).into());
-    }
+    let entry = engine.running(&args.container)?;
     let of = entry.config.spec.process.clone().unwrap_or_default();
     let process = exec_process(
         &of,

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bulkhead_container::spec::{Mount, Rlimit, Seccomp};
+use bulkhead_container::seccomp::Profile;
+use bulkhead_container::spec::{Mount, Rlimit};
 use bulkhead_engine::record::Upper;
-use bulkhead_engine::spec::Options;
+use bulkhead_engine::spec::{Options, SystemCalls};
 use bulkhead_image::manifest::Platform;
 use clap::{ArgAction, Args, ValueEnum};
 
@@ -25,6 +26,9 @@ pub struct ContainerArgs {
     /// Give the container a terminal
     #[arg(short, long)]
     pub tty: bool,
+    /// Have a small first process reap what the program leaves behind, and pass signals on to it
+    #[arg(long)]
+    pub init: bool,
     /// Remove the container when it ends
     #[arg(long)]
     pub rm: bool,
@@ -131,13 +135,15 @@ impl ContainerArgs {
     pub fn to_options(&self) -> Result<Options, String> {
         self.refuse_what_is_to_come()?;
         let mut no_new_privileges = false;
-        let mut seccomp = default_seccomp();
+        let mut system_calls = SystemCalls::default();
         for option in &self.security_opt {
             match option.split_once(['=', ':']) {
                 None if option == "no-new-privileges" => no_new_privileges = true,
                 Some(("no-new-privileges", value)) => no_new_privileges = value == "true",
-                Some(("seccomp", "unconfined")) => seccomp = None,
-                Some(("seccomp", file)) => seccomp = Some(read_seccomp(Path::new(file))?),
+                Some(("seccomp", "unconfined")) => system_calls = SystemCalls::Any,
+                Some(("seccomp", file)) => {
+                    system_calls = SystemCalls::Profile(read_profile(Path::new(file))?)
+                }
                 _ => {
                     return Err(format!(
                         "--security-opt {option} is not known: give no-new-privileges or seccomp=..."
@@ -174,7 +180,7 @@ impl ContainerArgs {
                 .map(|limit| parse_ulimit(limit))
                 .collect::<Result<_, _>>()?,
             no_new_privileges,
-            seccomp,
+            system_calls,
             cpus: self.cpus,
             memory: self.memory,
             pids_limit: self.pids_limit,
@@ -355,16 +361,12 @@ fn parse_ulimit(text: &str) -> Result<Rlimit, String> {
     })
 }
 
-fn default_seccomp() -> Option<Seccomp> {
-    None
-}
-
-fn read_seccomp(path: &Path) -> Result<Seccomp, String> {
+fn read_profile(path: &Path) -> Result<Profile, String> {
     let failed = |e: &dyn std::fmt::Display| {
         format!("cannot use the seccomp profile {}: {e}", path.display())
     };
     let text = fs::read(path).map_err(|e| failed(&e))?;
-    serde_json::from_slice(&text).map_err(|e| failed(&e))
+    Profile::parse(&text).map_err(|e| failed(&e))
 }
 
 #[cfg(test)]

@@ -147,6 +147,7 @@ fn make(engine: &Engine, args: &ContainerArgs) -> Result<New, Box<dyn std::error
         upper: args.upper(),
         machine: Machine::for_limits(cpus, memory),
         stdin: args.interactive || args.tty,
+        init: args.init,
         auto_remove: args.rm,
         stop_signal: args.stop_signal(image_config.stop_signal().as_deref())?,
         stop_timeout_s: args.stop_timeout,

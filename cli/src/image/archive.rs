@@ -154,6 +154,8 @@ pub fn import(engine: &Engine, args: &ImportArgs) -> Outcome {
             .map_err(|e| format!("cannot open {}: {e}", args.file.display()))?;
         archive::import(&store, file, &args.file, &options, &*progress)?
     };
+    // Whoever imports wants to run: what that needs is made now.
+    store.disk(&image, &*progress)?;
     println!("{}", image.id);
     Ok(0)
 }

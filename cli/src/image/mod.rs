@@ -6,6 +6,7 @@ mod list;
 mod name;
 mod registry;
 
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use bulkhead_engine::Engine;
@@ -99,8 +100,9 @@ pub fn obtain(
         }
     };
     lease.hold(Held::Image(image.manifest.digest))?;
-    // Most often it is there; if not, this takes a while, and should be seen.
-    let disk = store.disk(&image, &*progress(false))?;
+    // Most often it is there; if not, this takes a while, and a person should see that. A script's
+    // standard error is the program's.
+    let disk = store.disk(&image, &*progress(!io::stderr().is_terminal()))?;
     Ok((image, disk))
 }
 

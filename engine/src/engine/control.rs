@@ -21,10 +21,13 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 const SIGKILL: u8 = 9;
 
 impl Engine {
-    /// The container of that name, if it is up.
+    /// The container of that name, if it is up and not held.
     pub fn running(&self, name: &str) -> Result<Entry, Error> {
         let entry = self.find(name)?;
         running(&entry)?;
+        if entry.state.status == Status::Paused {
+            return Err(wrong_state(&entry, "unpause it first"));
+        }
         Ok(entry)
     }
 

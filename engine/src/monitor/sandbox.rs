@@ -73,6 +73,7 @@ impl<'a> Sandbox<'a> {
             },
             stdin: config.stdin,
             terminal: task.terminal,
+            init: config.init,
         });
         let attached = created.and_then(|_| agent.attach(&config.id, Attach { stdin: false }));
         let stream = attached.map_err(|e| explain(e, &mut machine, files))?;
@@ -99,9 +100,9 @@ impl<'a> Sandbox<'a> {
                 "the command that started the container has ended".to_owned(),
             ));
         }
-        self.agent
-            .start(&self.config.id)
-            .map_err(|e| explain(e, &mut self.machine, self.files))?;
+        if let Err(e) = self.agent.start(&self.config.id) {
+            return Err(self.why_not_started(e));
+        }
         *state = State {
             status: Status::Running,
             started: Some(Timestamp::now()),
@@ -121,6 +122,21 @@ impl<'a> Sandbox<'a> {
         state.error = exit.error.clone();
         self.record(state)?;
         Ok(exit)
+    }
+
+    /// Why the program does not run, with the exit code for that: the end of its streams has it.
+    fn why_not_started(&mut self, error: Error) -> Error {
+        match error {
+            // It was tried, and failed: the container has ended, and says so.
+            Error::Agent {
+                status: 422 | 500,
+                message,
+            } => Error::Start(Failure {
+                exit_code: self.follow().code,
+                message,
+            }),
+            error => explain(error, &mut self.machine, self.files),
+        }
     }
 
     /// Ends the machine; not before the command has taken what the container wrote, if it is attached.

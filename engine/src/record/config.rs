@@ -26,6 +26,9 @@ pub struct Config {
     pub machine: Machine,
     /// Whether its standard input is a stream.
     pub stdin: bool,
+    /// Whether its first process is one that reaps, and its program that one's child.
+    #[serde(default)]
+    pub init: bool,
     /// Whether it goes when it ends.
     pub auto_remove: bool,
     /// The signal that asks it to stop.

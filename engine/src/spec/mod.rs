@@ -1,12 +1,13 @@
 //! From an image's configuration and what its user asked for to an OCI runtime specification.
 
 mod capabilities;
-mod defaults;
 mod process;
 
+use bulkhead_container::defaults;
+use bulkhead_container::seccomp::{Profile, docker_default};
 use bulkhead_container::spec::{
-    Cpu, Linux, LinuxPids, Memory, Mount, Namespace, NamespaceKind, Resources, Rlimit, Root,
-    Seccomp, Spec,
+    Cpu, Linux, LinuxPids, Memory, Mount, Namespace, NamespaceKind, Process, Resources, Rlimit,
+    Root, Seccomp, Spec,
 };
 use oci_spec::image::ImageConfiguration;
 
@@ -48,7 +49,7 @@ pub struct Options {
     /// Whether programs cannot gain privileges by executing others.
     pub no_new_privileges: bool,
     /// Which system calls may be made.
-    pub seccomp: Option<Seccomp>,
+    pub system_calls: SystemCalls,
     /// Processors.
     pub cpus: Option<f64>,
     /// Bytes of memory.
@@ -57,12 +58,38 @@ pub struct Options {
     pub pids_limit: Option<i64>,
 }
 
+/// Which system calls may be made.
+#[derive(Debug, Clone, Default)]
+pub enum SystemCalls {
+    /// Those that Docker allows.
+    #[default]
+    Docker,
+    /// Those that this profile, in Docker's form, allows.
+    Profile(Profile),
+    /// All.
+    Any,
+}
+
+impl SystemCalls {
+    fn filter(&self, process: &Process) -> Option<Seccomp> {
+        let capabilities = process.capabilities.as_ref();
+        let capabilities = capabilities.map_or(&[][..], |sets| &sets.bounding);
+        match self {
+            SystemCalls::Docker => Some(docker_default().filter(capabilities)),
+            SystemCalls::Profile(profile) => Some(profile.filter(capabilities)),
+            SystemCalls::Any => None,
+        }
+    }
+}
+
 /// The specification of the container `id`.
 pub fn build(id: &str, image: &ImageConfiguration, options: &Options) -> Result<Spec, Error> {
     let hostname = match &options.hostname {
         Some(name) => name.clone(),
         None => crate::layout::short(id).to_owned(),
     };
+    let process = process::process(image, options, &hostname)?;
+    let seccomp = options.system_calls.filter(&process);
     let mut mounts = defaults::mounts();
     for mount in &options.mounts {
         // In the place of a default one, as `--tmpfs /dev/shm`.
@@ -76,14 +103,14 @@ pub fn build(id: &str, image: &ImageConfiguration, options: &Options) -> Result<
             readonly: options.read_only,
         }),
         mounts,
-        process: Some(process::process(image, options, &hostname)?),
+        process: Some(process),
         hostname: Some(hostname),
         linux: Some(Linux {
             namespaces: namespaces(),
             resources: resources(options),
-            seccomp: options.seccomp.clone(),
-            masked_paths: defaults::MASKED_PATHS.map(str::to_owned).to_vec(),
-            readonly_paths: defaults::READONLY_PATHS.map(str::to_owned).to_vec(),
+            seccomp,
+            masked_paths: defaults::masked_paths(),
+            readonly_paths: defaults::readonly_paths(),
             ..Linux::default()
         }),
         ..Spec::default()
@@ -92,10 +119,9 @@ pub fn build(id: &str, image: &ImageConfiguration, options: &Options) -> Result<
 
 /// All but a network of its own: the guest's is, and has no interface but its loopback.
 fn namespaces() -> Vec<Namespace> {
-    use NamespaceKind::{Cgroup, Ipc, Mount, Pid, Uts};
-    [Pid, Mount, Ipc, Uts, Cgroup]
-        .map(|kind| Namespace { kind, path: None })
-        .to_vec()
+    let mut namespaces = defaults::namespaces();
+    namespaces.retain(|namespace| namespace.kind != NamespaceKind::Network);
+    namespaces
 }
 
 fn resources(options: &Options) -> Option<Resources> {
