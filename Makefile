@@ -17,6 +17,7 @@ export BULKHEAD_AGENT_IMAGE ?= $(GUEST)/agent.erofs
 export BULKHEAD_TEST_IMAGE  ?= $(GUEST)/test.erofs
 export BULKHEAD_TEST_INITRAMFS ?= $(GUEST)/test-initramfs.cpio
 export BULKHEAD_TEST_CONTAINER ?= $(GUEST)/test-container.erofs
+export BULKHEAD_TEST_BUSYBOX ?= $(or $(shell command -v busybox),/bin/busybox)
 
 # Arguments for the test program, such as the names of the tests to run.
 ARGS    ?=
