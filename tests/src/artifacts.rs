@@ -38,6 +38,11 @@ pub fn test_container() -> PathBuf {
     named("BULKHEAD_TEST_CONTAINER")
 }
 
+/// A static busybox, of which images are made.
+pub fn busybox() -> PathBuf {
+    named("BULKHEAD_TEST_BUSYBOX")
+}
+
 /// A distribution's kernel as it ships it, a `bzImage`.
 pub fn cloud_kernel() -> PathBuf {
     named("BULKHEAD_CLOUD_KERNEL")

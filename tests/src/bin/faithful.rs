@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bulkhead_tests::faithful::{Carried, Ended, Outer, print_prefixed};
 
 /// Environment variables that name files the tests use.
-const CARRIED: [&str; 9] = [
+const CARRIED: [&str; 10] = [
     "BULKHEAD",
     "BULKHEAD_VMM",
     "BULKHEAD_KERNEL",
@@ -19,6 +19,7 @@ const CARRIED: [&str; 9] = [
     "BULKHEAD_TEST_IMAGE",
     "BULKHEAD_TEST_INITRAMFS",
     "BULKHEAD_TEST_CONTAINER",
+    "BULKHEAD_TEST_BUSYBOX",
     "BULKHEAD_CLOUD_KERNEL",
     "BULKHEAD_FIRECRACKER",
 ];

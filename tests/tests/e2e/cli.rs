@@ -1,18 +1,14 @@
 //! `bulkhead boot`: the command as a person or a script meets it.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::lane::patience;
+use bulkhead_tests::terminal::Terminal;
 use bulkhead_tests::{artifacts, http, net, process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -200,106 +196,29 @@ fn boot_when_told_nonsense_then_one_sentence_and_125() {
     }
 }
 
-/// A terminal with `bulkhead boot` on it.
-struct Terminal {
-    keyboard: File,
-    screen: mpsc::Receiver<Vec<u8>>,
-    line: OwnedFd,
-    before: Termios,
-    boot: Boot,
-    seen: String,
-}
-
-impl Terminal {
-    fn start() -> Self {
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let master = openpt(flags).expect("open a terminal");
-        grantpt(&master).expect("grant");
-        unlockpt(&master).expect("unlock");
-        let name = ptsname(&master, Vec::new()).expect("name");
-        let name = PathBuf::from(name.into_string().expect("a path"));
-        let open = || {
-            File::options()
-                .read(true)
-                .write(true)
-                .open(&name)
-                .expect("open the line")
-        };
-        let line = open();
-        let before = tcgetattr(&line).expect("settings");
-        let boot = Boot::start(&[], |command| {
-            command.stdin(open()).stdout(open()).stderr(open());
-        });
-        let keyboard = File::from(master);
-        let mut output = keyboard.try_clone().expect("clone");
-        let (sender, screen) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(n @ 1..) = output.read(&mut buffer) {
-                if sender.send(buffer[..n].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        Terminal {
-            keyboard,
-            screen,
-            line: line.into(),
-            before,
-            boot,
-            seen: String::new(),
-        }
-    }
-
-    fn wait_for(&mut self, text: &str) {
-        while !self.seen.contains(text) {
-            match self.screen.recv_timeout(patience()) {
-                Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(e) => panic!("{text:?} is not on the screen ({e}): {}", self.seen),
-            }
-        }
-    }
-
-    fn modes(&self) -> LocalModes {
-        tcgetattr(&self.line).expect("settings").local_modes
-    }
-
-    /// The terminal is as it was. A keeper may need a moment for that.
-    fn expect_restored(&self) {
-        let deadline = Instant::now() + patience();
-        loop {
-            let now = tcgetattr(&self.line).expect("settings");
-            if now.local_modes == self.before.local_modes
-                && now.input_modes == self.before.input_modes
-                && now.output_modes == self.before.output_modes
-            {
-                return;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "the terminal is left raw: {now:?}"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
+/// A `bulkhead boot` on a terminal.
+fn boot_on_terminal() -> (Terminal, Boot) {
+    let terminal = Terminal::open();
+    let boot = Boot::start(&[], |command| terminal.give_to(command));
+    (terminal, boot)
 }
 
 #[test]
 fn terminal_when_the_escape_is_typed_then_the_vm_stops_and_it_is_restored() {
-    let mut terminal = Terminal::start();
+    let (mut terminal, mut boot) = boot_on_terminal();
     terminal.wait_for("guest is ready");
-    assert!(!terminal.modes().contains(LocalModes::ICANON), "not raw");
-    terminal.keyboard.write_all(b"\x01x").expect("type");
-    assert_eq!(terminal.boot.wait_exit().code(), Some(0));
+    assert!(terminal.is_raw());
+    terminal.type_in("\x01x");
+    assert_eq!(boot.wait_exit().code(), Some(0));
     terminal.expect_restored();
-    terminal.boot.expect_gone();
+    boot.expect_gone();
 }
 
 #[test]
 fn terminal_when_the_command_is_killed_then_it_is_restored() {
-    let mut terminal = Terminal::start();
+    let (mut terminal, mut boot) = boot_on_terminal();
     terminal.wait_for("guest is ready");
-    terminal.boot.child.kill().expect("kill");
+    boot.child.kill().expect("kill");
     terminal.expect_restored();
-    terminal.boot.expect_gone();
+    boot.expect_gone();
 }
