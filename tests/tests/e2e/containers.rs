@@ -251,7 +251,7 @@ fn guest_when_told_then_its_clock_entropy_and_network_are_as_told_and_files_go_b
     put.read_to_string(&mut answer).expect("answer");
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     let said = host.sh("box", "wc -c </tmp/data; stat -c '%a %u' /tmp/data");
-    assert_eq!(said.out(), format!("{}\n640 1000\n", made.len()));
+    assert_eq!(said.out(), format!("{}\n640 0\n", made.len()));
     let mut taken = host.begin("GET /v1/containers/box/files?path=/tmp/data", b"");
     let mut answer = Vec::new();
     taken.read_to_end(&mut answer).expect("answer");
@@ -266,7 +266,7 @@ fn archive_of(name: &str, data: &[u8]) -> Vec<u8> {
     let mut header = [0u8; 512];
     header[..name.len()].copy_from_slice(name.as_bytes());
     header[100..108].copy_from_slice(b"0000640\0");
-    header[108..116].copy_from_slice(b"0001750\0");
+    header[108..116].copy_from_slice(b"0000000\0");
     header[116..124].copy_from_slice(b"0001750\0");
     header[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
     header[136..148].copy_from_slice(b"00000000000\0");
