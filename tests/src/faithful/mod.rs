@@ -10,6 +10,7 @@
 //! written, its exit status through QEMU's `isa-debug-exit` device.
 
 mod modules;
+mod programs;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
@@ -39,6 +40,9 @@ pub const EXIT_MAX: u8 = 127 - EXIT_BASE;
 const MODULES: [&str; 3] = ["kvm-amd", "tun", "irqbypass"];
 /// Modules some kernels have and others have built in or do not need.
 const OPTIONAL_MODULES: [&str; 1] = ["ccp"];
+
+/// Programs of this machine that Bulkhead calls.
+const PROGRAMS: [&str; 1] = ["mkfs.ext4"];
 
 /// What the outer machine's PID 1 is to do.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -117,6 +121,8 @@ impl Outer {
             ..Plan::default()
         };
         plan.command.extend_from_slice(arguments);
+        let path = ("PATH".to_owned(), programs::PATH.to_owned());
+        plan.environment.push(path);
 
         let mut cpio = Cpio::new(BufWriter::new(initramfs));
         for dir in ["dev", "proc", "sys", "tmp", "run", "modules", "carried"] {
@@ -124,6 +130,7 @@ impl Outer {
         }
         cpio.file("init", &self.init)?;
         cpio.file("program", program)?;
+        programs::carry(&mut cpio, &PROGRAMS)?;
         let modules = Modules::scan(&self.kernel.join("modules"))?;
         let mut loaded = Vec::new();
         let optional = OPTIONAL_MODULES.iter().filter(|m| modules.has(m));
