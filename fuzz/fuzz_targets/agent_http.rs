@@ -7,9 +7,7 @@ use std::io::{self, ErrorKind, Read, Write};
 
 use arbitrary::Arbitrary;
 use bulkhead_agent::api::route::Route;
-use bulkhead_agent::connection::{
-    Answer, Connection, Expect, Handler, Interest, Progress, Stream,
-};
+use bulkhead_agent::connection::{Answer, Connection, Expect, Handler, Interest, Progress, Stream};
 use bulkhead_agent::http::{Head, MAX_HEAD, Query, Response};
 use libfuzzer_sys::fuzz_target;
 
@@ -18,7 +16,13 @@ const LIMIT: usize = 512;
 #[derive(Arbitrary, Debug)]
 enum Piece {
     Raw(Vec<u8>),
-    Head { post: bool, path: u8, chunked: bool, length: u8, later: bool },
+    Head {
+        post: bool,
+        path: u8,
+        chunked: bool,
+        length: u8,
+        later: bool,
+    },
     Chunk(Vec<u8>),
     LastChunk,
     Nothing,
@@ -36,9 +40,19 @@ impl Piece {
         ];
         match self {
             Piece::Raw(bytes) => bytes.clone(),
-            Piece::Head { post, path, chunked, length, later } => {
+            Piece::Head {
+                post,
+                path,
+                chunked,
+                length,
+                later,
+            } => {
                 let method = if *post { "POST" } else { "GET" };
-                let path = if *later { "/later" } else { PATHS[usize::from(*path) % PATHS.len()] };
+                let path = if *later {
+                    "/later"
+                } else {
+                    PATHS[usize::from(*path) % PATHS.len()]
+                };
                 let framing = if *chunked {
                     "Transfer-Encoding: chunked".to_owned()
                 } else {
@@ -124,7 +138,10 @@ impl Handler for Witness {
     type Destination = ();
 
     fn expect(&mut self, head: &Head) -> Expect<()> {
-        assert!(!self.promised, "a request is looked at before the last one is answered");
+        assert!(
+            !self.promised,
+            "a request is looked at before the last one is answered"
+        );
         assert!(head.path.len() + head.query.len() + head.method.len() <= MAX_HEAD);
         if let Some(route) = Route::of(&head.path) {
             assert!(!route.methods().is_empty());
@@ -157,7 +174,12 @@ fuzz_target!(|input: Input| {
         ends: input.ends,
         received: 0,
     };
-    let mut moves = input.pieces.iter().map(|p| p.bytes().len() + 2).sum::<usize>() + input.takes.len();
+    let mut moves = input
+        .pieces
+        .iter()
+        .map(|p| p.bytes().len() + 2)
+        .sum::<usize>()
+        + input.takes.len();
     moves = 2 * moves + 100;
     let mut connection = Connection::new(client);
     let mut witness = Witness::default();
@@ -181,6 +203,8 @@ fuzz_target!(|input: Input| {
             }
             Progress::Wants(Interest::Write) => {}
         }
-        moves = moves.checked_sub(1).expect("the connection goes round in circles");
+        moves = moves
+            .checked_sub(1)
+            .expect("the connection goes round in circles");
     }
 });

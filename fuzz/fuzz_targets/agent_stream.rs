@@ -18,8 +18,14 @@ struct Input {
     cuts: Vec<u8>,
 }
 
-const KINDS: [Kind; 6] =
-    [Kind::Stdin, Kind::Stdout, Kind::Stderr, Kind::Error, Kind::Exit, Kind::Resize];
+const KINDS: [Kind; 6] = [
+    Kind::Stdin,
+    Kind::Stdout,
+    Kind::Stderr,
+    Kind::Error,
+    Kind::Exit,
+    Kind::Resize,
+];
 
 /// What came, data joined, up to the first error.
 fn decode<'a>(
@@ -71,7 +77,11 @@ fuzz_target!(|input: Input| {
     }
     let at_once = decode(std::iter::once(&wire[..]));
     let mut rest = &wire[..];
-    let cuts = input.cuts.iter().map(|&cut| usize::from(cut).max(1)).chain(std::iter::repeat(7));
+    let cuts = input
+        .cuts
+        .iter()
+        .map(|&cut| usize::from(cut).max(1))
+        .chain(std::iter::repeat(7));
     let pieces = cuts.map_while(|cut| {
         let (piece, after) = rest.split_at(cut.min(rest.len()));
         rest = after;
@@ -80,7 +90,11 @@ fuzz_target!(|input: Input| {
     assert_eq!(decode(pieces), at_once);
     if whole {
         assert_eq!(at_once.1, None);
-        let received: Vec<u8> = at_once.0.into_iter().flat_map(|(_, _, data)| data).collect();
+        let received: Vec<u8> = at_once
+            .0
+            .into_iter()
+            .flat_map(|(_, _, data)| data)
+            .collect();
         assert_eq!(received, sent);
     }
 });

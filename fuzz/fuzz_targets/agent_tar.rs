@@ -43,7 +43,9 @@ fuzz_target!(|input: &[u8]| {
     }
     writer::end(&mut copy);
     let again = read(&copy);
-    let fits = entries.iter().all(|(e, d)| e.size == d.len() as u64 && e.device.0.max(e.device.1) < 1 << 21);
+    let fits = entries
+        .iter()
+        .all(|(e, d)| e.size == d.len() as u64 && e.device.0.max(e.device.1) < 1 << 21);
     if fits {
         assert_eq!(again, entries);
     }

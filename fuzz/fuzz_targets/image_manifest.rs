@@ -32,7 +32,10 @@ fuzz_target!(|data: &[u8]| {
         }
         Ok(Document::Index(index)) => {
             let written = serde_json::to_vec(&index).expect("JSON");
-            assert_eq!(Document::parse(&written), Ok(Document::Index(index.clone())));
+            assert_eq!(
+                Document::parse(&written),
+                Ok(Document::Index(index.clone()))
+            );
             match index.choose(&Platform::host()) {
                 Ok(chosen) => assert!(index.manifests.contains(chosen)),
                 Err(e) => check(e),

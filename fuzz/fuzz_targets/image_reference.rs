@@ -14,7 +14,11 @@ fuzz_target!(|text: &str| {
             }
             // It becomes a part of URLs and of folders' names.
             let parts = reference.path().split('/');
-            assert!(parts.clone().all(|part| !part.is_empty() && !part.starts_with('.')));
+            assert!(
+                parts
+                    .clone()
+                    .all(|part| !part.is_empty() && !part.starts_with('.'))
+            );
             assert!(!reference.host().contains(['/', '@', '?', '#', '%', '\\']));
         }
         Err(e) => assert!(!e.to_string().contains(char::is_control), "{e}"),
