@@ -1,5 +1,5 @@
 //! Containers through the API, on this machine's kernel: programs, streams and files, without a VM and
-//! without control groups. Needs root; does nothing otherwise.
+//! without control groups. Needs root and busybox-static.
 
 mod common;
 
@@ -18,19 +18,13 @@ struct World {
     agent: Agent,
 }
 
-/// `None`, and a note, where containers cannot be made.
-fn world() -> Option<World> {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("left out: making containers takes root");
-        return None;
-    }
-    let Some(busybox) = ["/bin/busybox", "/usr/bin/busybox"]
+fn world() -> World {
+    let is_root = rustix::process::geteuid().is_root();
+    assert!(is_root, "making containers takes root");
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
         .into_iter()
         .find(|p| Path::new(p).exists())
-    else {
-        eprintln!("left out: there is no busybox; try: apt-get install busybox-static");
-        return None;
-    };
+        .expect("busybox, of the package busybox-static");
     let agent = Agent::start();
     let root = agent.dir.path().join("rootfs");
     for folder in ["bin", "dev", "proc", "sys", "tmp", "etc"] {
@@ -44,7 +38,7 @@ fn world() -> Option<World> {
         symlink("busybox", root.join("bin").join(applet)).expect("symlink");
     }
     fs::write(root.join("etc/greeting"), "hello\n").expect("write");
-    Some(World { agent })
+    World { agent }
 }
 
 fn process(args: &[&str]) -> Value {
@@ -103,7 +97,7 @@ impl World {
 
 #[test]
 fn container_when_attached_and_started_then_its_output_and_its_end_arrive() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     let script = "echo out; echo err >&2; exit 3";
     let state = world.create("web", &["sh", "-c", script]);
@@ -140,7 +134,7 @@ fn container_when_attached_and_started_then_its_output_and_its_end_arrive() {
 
 #[test]
 fn output_when_nobody_was_there_then_kept_for_who_comes() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     world.create("a", &["sh", "-c", "seq 1 1000"]);
     agent.must("POST", "/v1/containers/a/start", &Value::Null);
@@ -153,7 +147,7 @@ fn output_when_nobody_was_there_then_kept_for_who_comes() {
 
 #[test]
 fn output_when_several_are_attached_then_each_has_all_of_it() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     world.create("a", &["sh", "-c", "seq 1 200000"]);
     let streams: Vec<_> = (0..3)
@@ -173,7 +167,7 @@ fn output_when_several_are_attached_then_each_has_all_of_it() {
 
 #[test]
 fn start_when_there_is_no_such_program_then_refused_and_the_end_is_127() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     for (id, program, code) in [("a", "/bin/nothing", 127), ("b", "/etc/greeting", 126)] {
         world.create(id, &[program]);
@@ -195,7 +189,7 @@ fn start_when_there_is_no_such_program_then_refused_and_the_end_is_127() {
 
 #[test]
 fn configuration_when_it_cannot_be_then_422_names_the_field_and_nothing_is_left() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     let mut wanted = world.wanted("a", &["true"]);
     wanted["spec"]["process"]["cwd"] = json!("relative");
@@ -232,7 +226,7 @@ fn configuration_when_it_cannot_be_then_422_names_the_field_and_nothing_is_left(
 
 #[test]
 fn exec_when_streamed_then_its_output_code_and_reason() {
-    let Some(world) = world() else { return };
+    let world = world();
     world.running("a");
     let brought = world.sh("a", "echo $((6*7)); echo no >&2; exit 42");
     assert_eq!((brought.out().as_str(), brought.code()), ("42\n", 42));
@@ -251,7 +245,7 @@ fn exec_when_streamed_then_its_output_code_and_reason() {
 
 #[test]
 fn exec_when_detached_then_can_be_waited_for_and_killed() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     world.running("a");
     let wanted = json!({"process": process(&["sleep", "500"])});
@@ -277,7 +271,7 @@ fn exec_when_detached_then_can_be_waited_for_and_killed() {
 
 #[test]
 fn stdin_when_ended_by_a_frame_or_by_the_socket_then_the_program_sees_the_end() {
-    let Some(world) = world() else { return };
+    let world = world();
     world.running("a");
     let mut stream = world.exec("a", &["cat"], true);
     stream.send(Kind::Stdin, b"by a frame");
@@ -305,7 +299,7 @@ fn stdin_when_ended_by_a_frame_or_by_the_socket_then_the_program_sees_the_end() 
 
 #[test]
 fn data_when_much_goes_through_a_program_then_whole() {
-    let Some(world) = world() else { return };
+    let world = world();
     world.running("a");
     let data: Vec<u8> = (0..32u32 << 20)
         .map(|n| (n ^ n >> 9 ^ n >> 17) as u8)
@@ -330,7 +324,7 @@ fn data_when_much_goes_through_a_program_then_whole() {
 
 #[test]
 fn clients_when_they_stall_then_others_go_on_and_the_agent_stays_small() {
-    let Some(world) = world() else { return };
+    let world = world();
     world.running("a");
     // One that does not read, and one whose program does not.
     let _silent: Vec<_> = (0..8).map(|_| world.exec("a", &["yes"], false)).collect();
@@ -353,7 +347,7 @@ fn clients_when_they_stall_then_others_go_on_and_the_agent_stays_small() {
 
 #[test]
 fn client_when_it_leaves_then_its_program_is_hung_up_and_an_attached_one_goes_on() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     world.running("a");
     let stream = world.exec("a", &["yes"], false);
@@ -377,7 +371,7 @@ fn client_when_it_leaves_then_its_program_is_hung_up_and_an_attached_one_goes_on
 
 #[test]
 fn terminal_when_asked_for_then_sized_resized_and_ended() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     world.running("a");
     let mut process = process(&["sh", "-c", "stty size; read x; stty size; read y; exit 5"]);
@@ -405,7 +399,7 @@ fn terminal_when_asked_for_then_sized_resized_and_ended() {
 
 #[test]
 fn stream_when_broken_then_refused_and_the_others_live() {
-    let Some(world) = world() else { return };
+    let world = world();
     world.running("a");
     for broken in [
         &b"\x09\0\0\0\0\0\0\0"[..],
@@ -426,7 +420,7 @@ fn stream_when_broken_then_refused_and_the_others_live() {
 
 #[test]
 fn execs_when_fifty_run_at_once_then_each_has_its_own_output_and_code() {
-    let Some(world) = world() else { return };
+    let world = world();
     world.running("a");
     let mut streams: Vec<_> = (0..50)
         .map(|n| {
@@ -448,7 +442,7 @@ fn execs_when_fifty_run_at_once_then_each_has_its_own_output_and_code() {
 
 #[test]
 fn container_when_killed_or_deleted_by_force_then_it_ends() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     world.running("a");
     assert_eq!(agent.ask("DELETE", "/v1/containers/a", &Value::Null).0, 409);
@@ -480,7 +474,7 @@ fn container_when_killed_or_deleted_by_force_then_it_ends() {
 
 #[test]
 fn events_when_a_container_lives_then_told_in_order() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     let mut stream = agent.connect();
     stream
@@ -533,7 +527,7 @@ fn events_when_a_container_lives_then_told_in_order() {
 
 #[test]
 fn files_when_taken_then_what_tar_reads_and_when_put_then_what_it_wrote() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     world.running("a");
     let script = "mkdir -p /tmp/t/deep/er && cd /tmp/t && seq 1 100000 >numbers && ln numbers twin && \
@@ -592,7 +586,7 @@ fn files_when_taken_then_what_tar_reads_and_when_put_then_what_it_wrote() {
 
 #[test]
 fn files_when_links_lead_outwards_then_they_stay_inside() {
-    let Some(world) = world() else { return };
+    let world = world();
     let agent = &world.agent;
     world.running("a");
     let outside = agent.dir.path().join("outside");
@@ -628,7 +622,7 @@ fn files_when_links_lead_outwards_then_they_stay_inside() {
 
 #[test]
 fn shutdown_when_containers_run_then_they_end_first_and_their_clients_hear_of_it() {
-    let Some(mut world) = world() else { return };
+    let mut world = world();
     world.create(
         "a",
         &[
