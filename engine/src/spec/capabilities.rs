@@ -1,119 +1,52 @@
 //! Which capabilities a container's programs have.
 
+use bulkhead_container::capabilities::{self as names, DOCKER_DEFAULT};
+use bulkhead_container::defaults;
 use bulkhead_container::spec::Capabilities;
 
 use crate::error::Error;
 
-/// Docker's default set.
-const DEFAULT: [&str; 14] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-];
-
-/// All there are (capabilities(7)), in the order of their numbers.
-const ALL: [&str; 41] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-];
+/// The name that stands for every capability.
+const ALL: &str = "ALL";
 
 /// The default set with `add` and without `drop`; names with or without `CAP_`, in any case.
 pub fn capabilities(add: &[String], drop: &[String], is_root: bool) -> Result<Capabilities, Error> {
-    let (add, drop) = (canonical(add)?, canonical(drop)?);
-    let all = |list: &[String]| list.iter().any(|name| name == "ALL");
-    let kept = |name: &&str| !all(&drop) && !drop.iter().any(|dropped| dropped == name);
-    let mut set: Vec<String> = if all(&add) {
-        ALL.iter()
-            .filter(|name| !drop.iter().any(|dropped| dropped == *name))
-            .map(|&name| name.to_owned())
-            .collect()
-    } else {
-        DEFAULT
-            .iter()
-            .filter(|name| kept(name))
-            .map(|&name| name.to_owned())
-            .collect()
+    let (add, drop) = (full_names(add)?, full_names(drop)?);
+    let adds_all = add.contains(&ALL);
+    let mut set: Vec<&str> = match (adds_all, drop.contains(&ALL)) {
+        (true, _) => names::all().to_vec(),
+        (false, true) => Vec::new(),
+        (false, false) => DOCKER_DEFAULT.to_vec(),
     };
+    set.retain(|name| !drop.contains(name));
     for name in add {
-        if name != "ALL" && !set.contains(&name) {
+        if name != ALL && !set.contains(&name) {
             set.push(name);
         }
     }
-    // Another user than root has none of them until it executes a program that gives it some.
-    let own = if is_root { set.clone() } else { Vec::new() };
+    let set = defaults::with_capabilities(&set);
+    if is_root {
+        return Ok(set);
+    }
+    // Another user has none of them until it executes a program that gives it some.
     Ok(Capabilities {
-        bounding: set,
-        effective: own.clone(),
-        permitted: own,
+        bounding: set.bounding,
         ..Capabilities::default()
     })
 }
 
-fn canonical(names: &[String]) -> Result<Vec<String>, Error> {
-    let canonical = |name: &String| {
-        let upper = name.to_ascii_uppercase();
-        if upper == "ALL" || ALL.contains(&&*upper) {
-            return Ok(upper);
+fn full_names(given: &[String]) -> Result<Vec<&'static str>, Error> {
+    let full_name = |name: &String| {
+        if name.eq_ignore_ascii_case(ALL) {
+            return Ok(ALL);
         }
-        let with_prefix = format!("CAP_{upper}");
-        if ALL.contains(&&*with_prefix) {
-            return Ok(with_prefix);
-        }
-        Err(Error::Invalid(format!(
-            "there is no capability {name}: capabilities(7) lists them"
-        )))
+        names::by_name(name).ok_or_else(|| {
+            Error::Invalid(format!(
+                "there is no capability {name}: capabilities(7) lists them"
+            ))
+        })
     };
-    names.iter().map(canonical).collect()
+    given.iter().map(full_name).collect()
 }
 
 #[cfg(test)]
