@@ -6,7 +6,6 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use bulkhead_engine::record::Status;
 use bulkhead_engine::{Engine, Entry};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -58,7 +57,10 @@ fn df(engine: &Engine, args: &DfArgs) -> Outcome {
     let images = store.images()?;
     let all: BTreeSet<_> = images.iter().map(|image| image.manifest.digest).collect();
     let containers = engine.list()?;
-    let idle: Vec<&Entry> = containers.iter().filter(|entry| !is_up(entry)).collect();
+    let idle: Vec<&Entry> = containers
+        .iter()
+        .filter(|entry| !entry.state.status.is_up())
+        .collect();
     let size_of = |entries: &[&Entry]| -> u64 {
         entries
             .iter()
@@ -102,16 +104,14 @@ fn df(engine: &Engine, args: &DfArgs) -> Outcome {
         ),
     ];
     print_rows(&args.format, &rows, || {
-        const FIELDS: [&str; 5] = ["Type", "TotalCount", "Active", "Size", "Reclaimable"];
-        let mut table = Table::new(&["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]);
-        for row in &rows {
-            table.row(
-                FIELDS
-                    .map(|f| row[f].as_str().unwrap_or("").to_owned())
-                    .to_vec(),
-            );
-        }
-        table
+        let columns = [
+            ("TYPE", "Type"),
+            ("TOTAL", "TotalCount"),
+            ("ACTIVE", "Active"),
+            ("SIZE", "Size"),
+            ("RECLAIMABLE", "Reclaimable"),
+        ];
+        Table::of(&columns, &rows)
     })?;
     Ok(0)
 }
@@ -121,7 +121,7 @@ fn prune(engine: &Engine, args: &PruneArgs) -> Outcome {
         return Ok(0);
     }
     for entry in engine.list()? {
-        if !is_up(&entry) {
+        if !entry.state.status.is_up() {
             engine.remove(&entry, false)?;
             println!("Deleted container: {}", entry.config.id);
         }
@@ -148,10 +148,6 @@ fn confirmed(all: bool) -> Result<bool, Box<dyn std::error::Error>> {
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-fn is_up(entry: &Entry) -> bool {
-    matches!(entry.state.status, Status::Running | Status::Paused)
 }
 
 /// What the files in a folder take on the disk. What goes meanwhile takes nothing.

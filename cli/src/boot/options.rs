@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bulkhead_engine::artifacts::{Artifact, Missing};
 use bulkhead_protocol::API_PORT;
 use bulkhead_vmm::config::{
     AssistConfig, BalloonConfig, ConsoleConfig, DiskConfig, KernelConfig, NetConfig, PortConfig,
@@ -10,7 +11,7 @@ use bulkhead_vmm::config::{
 use clap::{Args, ValueEnum};
 
 use crate::terminal::window_size;
-use bulkhead_engine::artifacts::{Artifact, Missing};
+use crate::values::parse_bytes;
 
 /// Start a microVM: Bulkhead's own guest, or your kernel and disks.
 ///
@@ -193,18 +194,7 @@ fn parse_net(text: &str) -> Result<NetConfig, String> {
 
 /// A size in bytes with an optional unit of 1024s, as whole MiB.
 fn parse_memory(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is not a size: give a number with M or G, like 256M");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => return Err(wrong()),
-    };
-    let bytes = number.checked_mul(1 << shift).ok_or_else(wrong)?;
+    let bytes = parse_bytes(text)?;
     if bytes % (1 << 20) != 0 {
         return Err(format!("`{text}` is not a whole number of MiB"));
     }

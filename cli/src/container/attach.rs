@@ -5,7 +5,7 @@ use bulkhead_engine::agent::Attach;
 use clap::Args;
 
 use super::run::{check_terminal, enter_raw, pass_on};
-use super::streams::{self, Copy, End, Got, Signals, terminal_size};
+use super::streams::{self, Copy, End, Got, Signals, report, terminal_size};
 use crate::Outcome;
 
 /// Attach to the streams of a container that is running. Ctrl-P Ctrl-Q leaves it again.
@@ -49,12 +49,7 @@ pub fn attach(engine: &Engine, args: &AttachArgs) -> Outcome {
     .map_err(|e| format!("cannot copy the container's streams: {e}"))?;
     drop(raw);
     match end {
-        End::Exit(exit) => {
-            if let Some(error) = exit.error {
-                eprintln!("bulkhead: {error}");
-            }
-            Ok(exit.code)
-        }
+        End::Exit(exit) => Ok(report(exit)),
         End::Detached | End::NobodyReads => Ok(0),
         End::Lost => Ok(engine.wait(&entry)?),
     }

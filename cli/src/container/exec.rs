@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::options::environment;
 use super::run::{check_terminal, enter_raw};
-use super::streams::{self, Copy, End, Got, Signals, terminal_size};
+use super::streams::{self, Copy, End, Got, Signals, report, terminal_size};
 use crate::Outcome;
 
 /// Run a command in a container that is running.
@@ -93,12 +93,7 @@ pub fn exec(engine: &Engine, args: &ExecArgs) -> Outcome {
     .map_err(|e| format!("cannot copy the program's streams: {e}"))?;
     drop(raw);
     match end {
-        End::Exit(exit) => {
-            if let Some(error) = exit.error {
-                eprintln!("bulkhead: {error}");
-            }
-            Ok(exit.code)
-        }
+        End::Exit(exit) => Ok(report(exit)),
         End::Detached | End::NobodyReads => Ok(0),
         End::Lost => Err(Error::Invalid(format!(
             "container {} ended before the program did",

@@ -56,7 +56,7 @@ fn describe(entry: &Entry) -> Value {
     let nano_cpus = cpu.quota.zip(cpu.period).map(|(quota, period)| {
         quota.saturating_mul(1_000_000_000) / i64::try_from(period.max(1)).unwrap_or(1)
     });
-    let is_up = matches!(state.status, Status::Running | Status::Paused);
+    let is_up = state.status.is_up();
     let processes = files.read_processes().ok().filter(|_| is_up);
     let never = "0001-01-01T00:00:00Z".to_owned();
     let time = |time: Option<jiff::Timestamp>| time.map_or(never.clone(), |t| t.to_string());

@@ -55,10 +55,8 @@ pub fn list(engine: &Engine, args: &PsArgs) -> Outcome {
             .filter
             .iter()
             .any(|f| matches!(f, Filter::Status(_) | Filter::Exited(_)));
-    entries.retain(|entry| {
-        let is_up = matches!(entry.state.status, Status::Running | Status::Paused);
-        (any_state || is_up) && passes(&args.filter, entry)
-    });
+    entries
+        .retain(|entry| (any_state || entry.state.status.is_up()) && passes(&args.filter, entry));
     if let Some(last) = args.last.or(args.latest.then_some(1)) {
         entries.truncate(last);
     }
@@ -70,32 +68,16 @@ pub fn list(engine: &Engine, args: &PsArgs) -> Outcome {
     }
     let rows: Vec<Value> = entries.iter().map(|e| row(e, args.no_trunc)).collect();
     print_rows(&args.format, &rows, || {
-        const FIELDS: [&str; 7] = [
-            "ID",
-            "Image",
-            "Command",
-            "RunningFor",
-            "Status",
-            "Ports",
-            "Names",
+        let columns = [
+            ("CONTAINER ID", "ID"),
+            ("IMAGE", "Image"),
+            ("COMMAND", "Command"),
+            ("CREATED", "RunningFor"),
+            ("STATUS", "Status"),
+            ("PORTS", "Ports"),
+            ("NAMES", "Names"),
         ];
-        let mut table = Table::new(&[
-            "CONTAINER ID",
-            "IMAGE",
-            "COMMAND",
-            "CREATED",
-            "STATUS",
-            "PORTS",
-            "NAMES",
-        ]);
-        for row in &rows {
-            table.row(
-                FIELDS
-                    .map(|f| row[f].as_str().unwrap_or("").to_owned())
-                    .to_vec(),
-            );
-        }
-        table
+        Table::of(&columns, &rows)
     })?;
     Ok(0)
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use jiff::Timestamp;
 
 use super::options::ContainerArgs;
-use super::streams::{self, Copy, End, Got, Signals, terminal_size};
+use super::streams::{self, Copy, End, Got, Signals, report, terminal_size};
 use crate::Outcome;
 use crate::image::obtain;
 use crate::terminal::RawTerminal;
@@ -181,11 +181,7 @@ fn stay(engine: &Engine, entry: &Entry, mut started: Started, interactive: bool)
         }
         End::Exit(_) | End::Lost => started.done(),
     }
-    let exit = started.wait_exited()?;
-    if let Some(error) = exit.error {
-        eprintln!("bulkhead: {error}");
-    }
-    Ok(exit.code)
+    Ok(report(started.wait_exited()?))
 }
 
 fn ended_meanwhile(error: bulkhead_engine::Error) -> Result<(), bulkhead_engine::Error> {

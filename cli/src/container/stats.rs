@@ -4,7 +4,6 @@ use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::Duration;
 
-use bulkhead_engine::record::Status;
 use bulkhead_engine::{Engine, Entry};
 use bulkhead_protocol::Stats;
 use clap::Args;
@@ -15,6 +14,17 @@ use crate::output::{Format, Table, print_rows, time};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// What the table shows.
+const COLUMNS: [(&str, &str); 8] = [
+    ("CONTAINER ID", "ID"),
+    ("NAME", "Name"),
+    ("CPU %", "CPUPerc"),
+    ("MEM USAGE / LIMIT", "MemUsage"),
+    ("MEM %", "MemPerc"),
+    ("NET I/O", "NetIO"),
+    ("BLOCK I/O", "BlockIO"),
+    ("PIDS", "PIDs"),
+];
 
 /// Show what containers use.
 #[derive(Args)]
@@ -47,7 +57,7 @@ pub fn stats(engine: &Engine, args: &StatsArgs) -> Outcome {
             // Over what was shown before.
             print!("\x1b[2J\x1b[H");
         }
-        print_rows(&args.format, &rows, || table(&rows))?;
+        print_rows(&args.format, &rows, || Table::of(&COLUMNS, &rows))?;
         io::stdout().flush()?;
         if args.no_stream || (now.is_empty() && !args.containers.is_empty()) {
             return Ok(0);
@@ -62,7 +72,7 @@ fn look(
 ) -> Result<Vec<(Entry, Stats)>, Box<dyn std::error::Error>> {
     let entries = if names.is_empty() {
         let mut all = engine.list()?;
-        all.retain(|entry| matches!(entry.state.status, Status::Running | Status::Paused));
+        all.retain(|entry| entry.state.status.is_up());
         all
     } else {
         let found = names.iter().map(|name| engine.find(name));
@@ -106,28 +116,4 @@ fn row(entry: &Entry, now: &Stats, before: Option<&Stats>) -> Value {
         "BlockIO": format!("{} / {}", time::decimal(io.read_bytes), time::decimal(io.write_bytes)),
         "PIDs": now.pids.unwrap_or_default().current.to_string(),
     })
-}
-
-fn table(rows: &[Value]) -> Table {
-    const FIELDS: [&str; 8] = [
-        "ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "PIDs",
-    ];
-    let mut table = Table::new(&[
-        "CONTAINER ID",
-        "NAME",
-        "CPU %",
-        "MEM USAGE / LIMIT",
-        "MEM %",
-        "NET I/O",
-        "BLOCK I/O",
-        "PIDS",
-    ]);
-    for row in rows {
-        table.row(
-            FIELDS
-                .map(|f| row[f].as_str().unwrap_or("").to_owned())
-                .to_vec(),
-        );
-    }
-    table
 }

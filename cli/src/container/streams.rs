@@ -35,6 +35,14 @@ pub enum End {
     Lost,
 }
 
+/// Says why a program ended, if there is more to it than its exit code, which is returned.
+pub fn report(exit: Exit) -> u8 {
+    if let Some(error) = exit.error {
+        eprintln!("bulkhead: {error}");
+    }
+    exit.code
+}
+
 /// A signal for this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Got {

@@ -34,16 +34,14 @@ pub fn history(engine: &Engine, args: &HistoryArgs) -> Outcome {
         .map(|step| row(step, args.no_trunc))
         .collect();
     print_rows(&args.format, &rows, || {
-        const FIELDS: [&str; 5] = ["ID", "CreatedSince", "CreatedBy", "Size", "Comment"];
-        let mut table = Table::new(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"]);
-        for row in &rows {
-            table.row(
-                FIELDS
-                    .map(|f| row[f].as_str().unwrap_or("").to_owned())
-                    .to_vec(),
-            );
-        }
-        table
+        let columns = [
+            ("IMAGE", "ID"),
+            ("CREATED", "CreatedSince"),
+            ("CREATED BY", "CreatedBy"),
+            ("SIZE", "Size"),
+            ("COMMENT", "Comment"),
+        ];
+        Table::of(&columns, &rows)
     })?;
     Ok(0)
 }

@@ -65,13 +65,7 @@ pub fn list(engine: &Engine, args: &ImagesArgs) -> Outcome {
         if args.digests {
             columns.insert(2, ("DIGEST", "Digest"));
         }
-        let (heading, fields): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
-        let mut table = Table::new(&heading);
-        for row in &rows {
-            let word = |field: &&str| row[*field].as_str().unwrap_or("").to_owned();
-            table.row(fields.iter().map(word).collect());
-        }
-        table
+        Table::of(&columns, &rows)
     })?;
     Ok(0)
 }

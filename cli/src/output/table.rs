@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use serde_json::Value;
+
 /// Between two columns.
 const GAP: usize = 3;
 
@@ -16,6 +18,17 @@ impl Table {
         Table {
             rows: vec![heading.iter().map(|&word| word.to_owned()).collect()],
         }
+    }
+
+    /// A table of columns, each a heading and the field of the values that goes under it.
+    pub fn of(columns: &[(&str, &str)], values: &[Value]) -> Self {
+        let (heading, fields): (Vec<_>, Vec<_>) = columns.iter().copied().unzip();
+        let mut table = Table::new(&heading);
+        for value in values {
+            let word = |field: &&str| value[*field].as_str().unwrap_or_default().to_owned();
+            table.row(fields.iter().map(word).collect());
+        }
+        table
     }
 
     /// Adds a row.
@@ -58,6 +71,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn columns_are_as_wide_as_their_widest_word() {
@@ -65,6 +79,12 @@ mod tests {
         table.row(vec!["abcdef".into(), "é".into()]);
         table.row(vec![String::new(), "last".into()]);
         let expected = "ID       NAME\nabcdef   é\n         last\n";
+        assert_eq!(table.to_text(), expected);
+        let values = [
+            json!({"Id": "abcdef", "Name": "é", "Other": 1}),
+            json!({"Name": "last"}),
+        ];
+        let table = Table::of(&[("ID", "Id"), ("NAME", "Name")], &values);
         assert_eq!(table.to_text(), expected);
     }
 }

@@ -44,7 +44,7 @@ impl Engine {
     /// Asks the container's program to end, and after `limit` makes it. What has ended already is
     /// left as it is.
     pub fn stop(&self, entry: &Entry, limit: Option<Duration>) -> Result<(), Error> {
-        if !matches!(entry.state.status, Status::Running | Status::Paused) {
+        if !entry.state.status.is_up() {
             return Ok(());
         }
         if entry.state.status == Status::Paused {
@@ -107,9 +107,7 @@ impl Engine {
 
     /// Waits until the container's program has ended, and returns its exit code.
     pub fn wait(&self, entry: &Entry) -> Result<u8, Error> {
-        if entry.config.auto_remove
-            && matches!(entry.state.status, Status::Running | Status::Paused)
-        {
+        if entry.config.auto_remove && entry.state.status.is_up() {
             // Its record goes with it, but its agent tells.
             if let Ok(exit) = entry.agent().wait(&entry.config.id) {
                 return Ok(exit.code);
@@ -130,7 +128,7 @@ impl Engine {
         loop {
             // Looked at after the watch was set, so that nothing falls in between.
             match self.find(&entry.config.id) {
-                Ok(now) if matches!(now.state.status, Status::Running | Status::Paused) => {}
+                Ok(now) if now.state.status.is_up() => {}
                 // It may have been started again meanwhile, which is as good.
                 Ok(now) => return Ok(Some(now.state)),
                 Err(Error::NoSuchContainer(_)) => return Ok(Some(entry.state.clone())),
@@ -153,8 +151,7 @@ impl Engine {
         reader.read_all(sink)?;
         loop {
             let now = self.find(&entry.config.id);
-            let is_up =
-                now.is_ok_and(|now| matches!(now.state.status, Status::Running | Status::Paused));
+            let is_up = now.is_ok_and(|now| now.state.status.is_up());
             // What was written before the end was recorded.
             reader.read_new(sink)?;
             if !is_up {
@@ -173,10 +170,10 @@ impl Engine {
 }
 
 fn running(entry: &Entry) -> Result<(), Error> {
-    match entry.state.status {
-        Status::Running | Status::Paused => Ok(()),
-        _ => Err(wrong_state(entry, "start it first")),
+    if entry.state.status.is_up() {
+        return Ok(());
     }
+    Err(wrong_state(entry, "start it first"))
 }
 
 fn wrong_state(entry: &Entry, needs: &'static str) -> Error {

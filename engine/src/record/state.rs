@@ -46,6 +46,11 @@ pub enum Status {
 }
 
 impl Status {
+    /// Whether there is a program, held or not.
+    pub fn is_up(self) -> bool {
+        matches!(self, Status::Running | Status::Paused)
+    }
+
     /// As Docker says it.
     pub fn name(self) -> &'static str {
         match self {
