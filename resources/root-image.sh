@@ -65,6 +65,17 @@ build_program() {
     program=${CARGO_TARGET_DIR:-$repo/target}/$target/guest/$1
 }
 
+# test_program CRATE TEST: builds one of its integration tests and prints the path of that program.
+test_program() {
+    say "building the tests $2 of $1 for $target"
+    local built
+    built=$(cargo test --quiet --manifest-path "$repo/Cargo.toml" --locked --profile e2e -p "$1" --target "$target" \
+        --test "$2" --no-run --message-format=json) || die "cargo could not build the tests $2 of $1"
+    built=$(sed -n 's/.*"name":"'"$2"'".*"executable":"\([^"]*\)".*/\1/p' <<<"$built")
+    [ -x "$built" ] || die "cargo built no program of the tests $2 of $1"
+    printf '%s\n' "$built"
+}
+
 # lay_out DIR: the root's files. A kernel that is told nothing starts /sbin/init from a disk, and /init from an
 # initramfs; `init=/init` saves it a directory. The rest is where file systems are mounted.
 lay_out() {

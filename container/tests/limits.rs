@@ -1,5 +1,6 @@
-//! Limits that bite. They need the controllers of cgroup v2, which hosts with version 1 have not: run them in a guest, as
-//! root, with `--ignored`; `BULKHEAD_CGROUP_ROOT` says where groups are made, `BULKHEAD_BUSYBOX` where busybox lies.
+//! Limits that bite. They need the controllers of cgroup v2, which hosts with version 1 have not: the end-to-end tests run this
+//! program in a guest (`limits_when...`), and `cargo test` alone leaves it out. `BULKHEAD_CGROUP_ROOT` says where groups are
+//! made, `BULKHEAD_BUSYBOX` where busybox lies.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -32,7 +33,6 @@ fn start(
 }
 
 #[test]
-#[ignore = "needs the memory controller of cgroup v2"]
 fn memory_when_used_up_then_killed_and_said() {
     let (root, group) = (rootfs(), Group::new("memory"));
     let memory = Memory {
@@ -56,7 +56,6 @@ fn memory_when_used_up_then_killed_and_said() {
 }
 
 #[test]
-#[ignore = "needs the pids controller of cgroup v2"]
 fn processes_when_too_many_then_no_more_are_forked() {
     let (root, group) = (rootfs(), Group::new("pids"));
     let pids = Some(LinuxPids { limit: 5 });
@@ -73,7 +72,6 @@ fn processes_when_too_many_then_no_more_are_forked() {
 }
 
 #[test]
-#[ignore = "needs the cpu controller of cgroup v2"]
 fn processor_when_halved_then_throttled() {
     let (root, group) = (rootfs(), Group::new("cpu"));
     let cpu = Some(Cpu {

@@ -127,6 +127,17 @@ pub enum Request {
         /// How long.
         millis: u64,
     },
+    /// Runs a program of an EROFS disk to its end, with its folder as working directory. Reply: what
+    /// it wrote in `text`, its exit code in `count`.
+    Program {
+        /// Path of the device.
+        device: String,
+        /// The program's path on the disk, and its arguments.
+        command: Vec<String>,
+        /// Further environment variables.
+        #[serde(default)]
+        environment: Vec<(String, String)>,
+    },
     /// Touches memory and gives it back. Reply: `bytes` touched.
     Memory {
         /// How much.

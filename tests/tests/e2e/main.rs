@@ -14,6 +14,7 @@ mod disk;
 mod exits;
 mod kill;
 mod kvm;
+mod limits;
 mod machine;
 mod memory;
 mod network;

@@ -3,6 +3,7 @@
 mod cpu;
 mod disk;
 mod net;
+mod program;
 mod stream;
 mod system;
 
@@ -119,6 +120,11 @@ fn carry_out(
             iterations,
         } => cpu::avx(processes, iterations),
         Request::Spin { millis } => cpu::spin(millis),
+        Request::Program {
+            device,
+            command,
+            environment,
+        } => program::run(&device, &command, environment),
         Request::Memory { touch_mib } => system::memory(touch_mib),
         Request::Rng { bytes } => system::rng(bytes),
         Request::ConsoleWrite { text } => system::write_file("/dev/console", &text),
