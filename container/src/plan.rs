@@ -6,6 +6,7 @@
 
 use std::ffi::{CString, c_int};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
 use rustix::process::{Resource, Rlimit};
@@ -253,7 +254,7 @@ pub enum Operation {
     },
     NoNewPrivileges,
     Seccomp {
-        program: Vec<Instruction>,
+        program: Arc<[Instruction]>,
         flags: u32,
     },
     Capabilities(CapabilitySets),
