@@ -198,13 +198,22 @@ fn check(answer: Answer) -> Result<Vec<u8>, Error> {
         return Ok(answer.body);
     }
     let message = match serde_json::from_slice::<ApiError<'_>>(&answer.body) {
-        Ok(error) => printable(error.message.trim_end_matches('.')),
+        Ok(error) => clause(&printable(error.message.trim_end_matches('.'))),
         Err(_) => format!("the agent answers with status {}", answer.status),
     };
     Err(Error::Agent {
         status: answer.status,
         message,
     })
+}
+
+/// A sentence as what follows a colon: the agent's begin with a capital letter.
+fn clause(sentence: &str) -> String {
+    let mut letters = sentence.chars();
+    match letters.next() {
+        Some(first) => first.to_lowercase().chain(letters).collect(),
+        None => String::new(),
+    }
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
@@ -234,7 +243,7 @@ mod tests {
         };
         let body = "{\"code\":\"conflict\",\"message\":\"It \\u001b[31mruns.\"}";
         let error = check(answer(409, body)).expect_err("409");
-        assert_eq!(error.to_string(), "It \u{fffd}[31mruns");
+        assert_eq!(error.to_string(), "it \u{fffd}[31mruns");
         let error = check(answer(500, "\u{1b}]0;x")).expect_err("500");
         assert_eq!(error.to_string(), "the agent answers with status 500");
         assert_eq!(check(answer(200, "{}")).expect("200"), b"{}");
