@@ -1,6 +1,7 @@
 //! A container's life: created, started, told things, removed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -23,7 +24,7 @@ use crate::sys;
 pub struct Container {
     id: String,
     pid: Pid,
-    pidfd: OwnedFd,
+    pub(crate) pidfd: Arc<OwnedFd>,
     terminal: Option<OwnedFd>,
     /// To the first process, and what that is to do; none once it runs its program.
     waiting: Option<(OwnedFd, Plan)>,
@@ -68,7 +69,7 @@ impl Container {
         let mut container = Container {
             id: create.id.to_owned(),
             pid,
-            pidfd,
+            pidfd: Arc::new(pidfd),
             terminal: None,
             waiting: None,
             namespaces: prepared.namespaces.flags(),

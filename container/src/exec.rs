@@ -6,14 +6,13 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::cgroup::Cgroup;
-use crate::child::{self, Message};
 use crate::container::Container;
 use crate::create::Stdio;
 use crate::error::Error;
-use crate::fork::{Started, failure, fork};
+use crate::fork::{Executed, execute};
 use crate::plan::{Operation as O, Plan};
 use crate::prepare::{self, Tail};
-use crate::spec::Process;
+use crate::spec::{NamespaceKind, Process};
 use crate::sys;
 
 /// A program that was executed in a container that runs.
@@ -44,13 +43,9 @@ impl Exec {
         };
         let tail = Tail::prepare(process, container.seccomp.clone(), available)?;
 
-        // What the container's processes may look into must hold nothing: no memory of ours, no descriptors.
-        let mut operations = vec![O::Undumpable];
+        let mut operations = Vec::with_capacity(32);
         prepare::oom_score(process, &mut operations);
-        let namespace = container
-            .pidfd()
-            .try_clone_to_owned()
-            .map_err(|e| Error::step("copy", "a descriptor", e))?;
+        let namespace = container.pidfd.clone();
         let flags = container.namespaces & !libc::CLONE_NEWPID;
         operations.push(O::Join {
             namespace,
@@ -69,32 +64,20 @@ impl Exec {
             identity,
         };
 
+        // A process that shares memory cannot change its clocks.
+        let borrows = container.namespaces & NamespaceKind::Time.flag() == 0;
         let cgroup = container.cgroup.as_ref().map(Cgroup::directory);
         let pids = (container.namespaces & libc::CLONE_NEWPID != 0).then(|| container.pidfd());
-        let Started {
+        let Executed {
             pid,
             pidfd,
-            channel,
-            plan,
-        } = fork(plan, 0, cgroup, pids)?;
-        let mut exec = Exec {
+            terminal,
+        } = execute(plan, cgroup, pids, borrows)?;
+        Ok(Exec {
             pid,
             pidfd,
-            terminal: None,
-        };
-        loop {
-            match child::receive(&channel)
-                .map_err(|e| Error::step("hear from", "the process", e))?
-            {
-                Message::Terminal(master) => exec.terminal = Some(master),
-                Message::Failed { operation, error } => {
-                    Started::reap(&exec.pidfd);
-                    return Err(failure(&plan, operation, error));
-                }
-                Message::Ready => {}
-                Message::Gone => return Ok(exec),
-            }
-        }
+            terminal,
+        })
     }
 
     /// Its number, as the process sees it that executed it.

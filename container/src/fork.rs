@@ -1,15 +1,16 @@
 //! Starting a process that carries a plan out, and what its failures mean.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-use crate::child;
+use crate::child::{self, Message};
 use crate::error::Error;
 use crate::namespaces;
-use crate::plan::Plan;
+use crate::plan::{Operation, Plan};
 use crate::prepare;
 use crate::sys::{self, Forked};
 
@@ -37,32 +38,114 @@ pub(crate) fn fork(
     cgroup: Option<BorrowedFd<'_>>,
     pids: Option<BorrowedFd<'_>>,
 ) -> Result<Started, Error> {
-    let failed = |e: Errno| Error::step("start", "a process", e);
-    let kind = SocketType::SEQPACKET;
-    let (channel, theirs) =
-        socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).map_err(failed)?;
-    let theirs = prepare::out_of_the_way(theirs)?;
+    let (channel, theirs) = channel()?;
     let mut plan = plan;
-    let mut clone = || {
-        let forked = sys::clone3(flags, cgroup)?;
-        match forked {
-            Forked::Child => child::run(&mut plan, &theirs),
-            Forked::Parent(pid, pidfd) => Ok((pid, pidfd)),
+    let (pid, pidfd) = fork_in(pids, || match sys::clone3(flags, cgroup)? {
+        Forked::Parent(pid, pidfd) => Ok((pid, pidfd)),
+        Forked::Child => {
+            child::run(&mut plan, Some(&theirs));
+            sys::exit(127)
         }
-    };
-    let forked = match pids {
-        None => clone(),
-        Some(pids) => {
-            namespaces::fork_in(pids, libc::CLONE_NEWPID, clone).and_then(|forked| forked)
-        }
-    };
-    let (pid, pidfd) = forked.map_err(failed)?;
+    })?;
     Ok(Started {
         pid,
         pidfd,
         channel,
         plan,
     })
+}
+
+/// A process that has executed its program.
+pub(crate) struct Executed {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+    pub terminal: Option<OwnedFd>,
+}
+
+/// Starts a process that carries a plan out, in a process namespace that exists if one is given, and returns when it has
+/// executed the program. Meanwhile it borrows the memory of this process, unless it is not to.
+pub(crate) fn execute(
+    plan: Plan,
+    cgroup: Option<BorrowedFd<'_>>,
+    pids: Option<BorrowedFd<'_>>,
+    borrows: bool,
+) -> Result<Executed, Error> {
+    hide_memory()?;
+    let opens_terminal = |operation: &Operation| matches!(operation, Operation::Terminal { .. });
+    let needs_channel = !borrows || plan.operations.iter().any(opens_terminal);
+    let (channel, theirs) = needs_channel.then(channel).transpose()?.unzip();
+    let mut plan = plan;
+    let mut failed = None;
+    let mut run = || child::run(&mut plan, theirs.as_ref());
+    let (pid, pidfd) = fork_in(pids, || {
+        if borrows {
+            return sys::clone3_borrowing(cgroup, || failed = Some(run()));
+        }
+        match sys::clone3(0, cgroup)? {
+            Forked::Parent(pid, pidfd) => Ok((pid, pidfd)),
+            Forked::Child => {
+                run();
+                sys::exit(127)
+            }
+        }
+    })?;
+    drop(theirs);
+    let mut terminal = None;
+    if let Some(channel) = channel {
+        let failed_to_hear = |e| Error::step("hear from", "the process", e);
+        loop {
+            match child::receive(&channel).map_err(failed_to_hear)? {
+                Message::Terminal(master) => terminal = Some(master),
+                Message::Failed { operation, error } => failed = Some((operation, error)),
+                Message::Ready => {}
+                Message::Gone => break,
+            }
+        }
+    }
+    if let Some((operation, error)) = failed {
+        Started::reap(&pidfd);
+        return Err(failure(&plan, operation, error));
+    }
+    Ok(Executed {
+        pid,
+        pidfd,
+        terminal,
+    })
+}
+
+/// Whoever may look into a process in the container must not see this process's memory in it. From now on nobody may look
+/// into either, without the capability to look into all.
+fn hide_memory() -> Result<(), Error> {
+    static HIDDEN: AtomicBool = AtomicBool::new(false);
+    if !HIDDEN.load(Ordering::Relaxed) {
+        sys::set_undumpable()
+            .map_err(|e| Error::step("protect", "the process from its neighbours", e))?;
+        HIDDEN.store(true, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// The parent's end and the child's.
+fn channel() -> Result<(OwnedFd, OwnedFd), Error> {
+    let kind = SocketType::SEQPACKET;
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).map_err(not_started)?;
+    Ok((ours, prepare::out_of_the_way(theirs)?))
+}
+
+fn fork_in(
+    pids: Option<BorrowedFd<'_>>,
+    fork: impl FnOnce() -> Result<(Pid, OwnedFd), Errno>,
+) -> Result<(Pid, OwnedFd), Error> {
+    let forked = match pids {
+        None => fork(),
+        Some(pids) => namespaces::fork_in(pids, libc::CLONE_NEWPID, fork).and_then(|forked| forked),
+    };
+    forked.map_err(not_started)
+}
+
+fn not_started(error: Errno) -> Error {
+    Error::step("start", "a process", error)
 }
 
 /// What a failed operation means. Executing the program is the last operation of every plan.

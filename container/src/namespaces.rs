@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
@@ -24,7 +25,7 @@ pub struct Namespaces {
 pub struct Joined {
     pub kind: NamespaceKind,
     pub path: String,
-    pub namespace: OwnedFd,
+    pub namespace: Arc<OwnedFd>,
 }
 
 impl Namespaces {
@@ -49,7 +50,7 @@ impl Namespaces {
                     let joined = Joined {
                         kind,
                         path: path.clone(),
-                        namespace: file.into(),
+                        namespace: Arc::new(file.into()),
                     };
                     namespaces.joined.push(joined);
                 }
@@ -144,16 +145,22 @@ impl Namespaces {
 /// Runs `fork` so that the child is made in another process namespace, in which the caller itself stays no member.
 pub fn fork_in<T>(pids: BorrowedFd<'_>, kinds: i32, fork: impl FnOnce() -> T) -> Result<T, Errno> {
     let enter = |fd: BorrowedFd, kinds| move_into_thread_name_spaces(fd, kinds);
-    let own = openat(
-        CWD,
-        c"/proc/thread-self/ns/pid",
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let own = own_pids()?;
     enter(pids, ThreadNameSpaceType::from_bits_retain(kinds as u32))?;
     let forked = fork();
-    enter(own.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
+    enter(own, ThreadNameSpaceType::PROCESS_ID)?;
     Ok(forked)
+}
+
+/// The process namespace of this process, which it never leaves.
+fn own_pids() -> Result<BorrowedFd<'static>, Errno> {
+    static OWN: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(own) = OWN.get() {
+        return Ok(own.as_fd());
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let own = openat(CWD, c"/proc/self/ns/pid", flags, Mode::empty())?;
+    Ok(OWN.get_or_init(|| own).as_fd())
 }
 
 fn check_mappings(field: &str, mappings: &[crate::spec::IdMapping]) -> Result<(), Error> {

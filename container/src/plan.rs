@@ -129,7 +129,7 @@ pub enum Operation {
     AwaitParent,
     Undumpable,
     Join {
-        namespace: OwnedFd,
+        namespace: Arc<OwnedFd>,
         flags: c_int,
         name: String,
     },

@@ -586,7 +586,7 @@ fn init_when_the_program_is_missing_then_said() {
 fn time_when_offset_then_the_clock_is() {
     use bulkhead_container::spec::{Namespace, NamespaceKind, TimeOffset};
     let root = rootfs();
-    let mut spec = spec("cut -d. -f1 /proc/uptime");
+    let mut spec = spec("cut -d. -f1 /proc/uptime; cat");
     let linux = spec.linux.as_mut().unwrap();
     linux.namespaces.push(Namespace {
         kind: NamespaceKind::Time,
@@ -599,8 +599,18 @@ fn time_when_offset_then_the_clock_is() {
             nanosecs: 0,
         },
     );
-    let uptime: u64 = succeed(&spec, overlay(root.path())).trim().parse().unwrap();
-    assert!(uptime > 1_000_000, "{uptime}");
+    let (mut container, mut pipes) = create(&spec, overlay(root.path())).unwrap();
+    container.start().unwrap();
+    // Of programs executed later too.
+    let process = crate::spec("cut -d. -f1 /proc/uptime").process.unwrap();
+    let (stdio, exec_pipes) = Stdio::pipes().unwrap();
+    let exec = container.exec(&process, stdio).unwrap();
+    let later = finish(exec.pid(), exec_pipes).stdout;
+    for uptime in [read_line(&mut pipes), later] {
+        let uptime: u64 = uptime.trim().parse().unwrap();
+        assert!(uptime > 1_000_000, "{uptime}");
+    }
+    finish(container.pid(), pipes);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 
+use super::Failure;
 use crate::sys;
 
 /// What a child says.
@@ -34,7 +35,7 @@ pub enum Message {
 const READY: u32 = u32::MAX;
 const TERMINAL: u32 = u32::MAX - 1;
 
-pub(super) fn report_failure(channel: BorrowedFd, operation: usize, error: Errno) {
+pub(super) fn report_failure(channel: BorrowedFd, (operation, error): Failure) {
     let message = encode(u32::try_from(operation).unwrap_or(0), error.raw_os_error());
     // Whoever does not listen any more need not know.
     let _ = send(channel, &message, SendFlags::NOSIGNAL);

@@ -22,7 +22,8 @@ pub use channel::{Message, receive, send_go};
 struct State<'a> {
     program: &'a mut Program,
     identity: &'a Identity,
-    channel: BorrowedFd<'static>,
+    /// To the parent, if it listens.
+    channel: Option<BorrowedFd<'static>>,
     /// By [`Slot`].
     slots: [Option<BorrowedFd<'static>>; 3],
     ids: Ids,
@@ -32,35 +33,46 @@ struct State<'a> {
 }
 
 impl State<'_> {
+    fn channel(&self) -> Result<BorrowedFd<'static>, Errno> {
+        self.channel.ok_or(Errno::BADF)
+    }
+
     fn slot(&self, slot: Slot) -> Result<BorrowedFd<'static>, Errno> {
         self.slots[slot as usize].ok_or(Errno::BADF)
     }
 }
 
-/// Carries a plan out; the channel leads to the parent.
-pub fn run(plan: &mut Plan, channel: &OwnedFd) -> ! {
+/// An operation that failed: its place in the plan, and why.
+pub type Failure = (usize, Errno);
+
+/// Carries a plan out. Comes back only when that fails, which a parent that listens has been told.
+pub fn run(plan: &mut Plan, channel: Option<&OwnedFd>) -> Failure {
     let mut state = State {
         program: &mut plan.program,
         identity: &plan.identity,
-        channel: sys::of_the_process(channel),
+        channel: channel.map(sys::of_the_process),
         slots: [None; 3],
         ids: Ids::default(),
         terminal: None,
         masks: mounts::Masks::default(),
     };
+    let mut failure = (0, Errno::NOSYS);
     for (index, operation) in plan.operations.iter().enumerate() {
         if let Err(error) = perform(operation, &mut state) {
-            channel::report_failure(state.channel, index, error);
+            failure = (index, error);
             break;
         }
     }
-    sys::exit(127)
+    if let Some(channel) = state.channel {
+        channel::report_failure(channel, failure);
+    }
+    failure
 }
 
 fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
     use Operation as O;
     match operation {
-        O::AwaitParent => channel::await_go(state.channel),
+        O::AwaitParent => channel::await_go(state.channel()?),
         O::Undumpable => sys::set_undumpable(),
         O::Join {
             namespace, flags, ..
@@ -131,7 +143,7 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         O::LookUpUser => process::look_up_user(state),
         O::BoundingSet { dropped } => process::limit_bounding_set(*dropped),
         O::BecomeUser { keep_capabilities } => process::become_user(state, *keep_capabilities),
-        O::Ready { gate } => channel::report_ready(state.channel, *gate),
+        O::Ready { gate } => channel::report_ready(state.channel()?, *gate),
         O::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
         O::Seccomp { program, flags } => sys::load_seccomp(program, *flags),
         O::Capabilities(sets) => process::set_capability_sets(sets),

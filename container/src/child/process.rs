@@ -71,7 +71,7 @@ pub fn open_terminal(
     if console {
         mount_console(&slave)?;
     }
-    channel::report_terminal(state.channel, &master)?;
+    channel::report_terminal(state.channel()?, &master)?;
     state.terminal = Some(sys::leak(slave));
     Ok(())
 }
@@ -116,7 +116,10 @@ pub fn connect(files: Option<&[OwnedFd; 3]>, state: &State) -> Result<(), Errno>
 }
 
 pub fn close_others(state: &mut State) -> Result<(), Errno> {
-    state.channel = sys::keep_only(state.channel, CHANNEL)?;
+    match state.channel {
+        Some(channel) => state.channel = Some(sys::keep_only(channel, CHANNEL)?),
+        None => sys::close_from(CHANNEL)?,
+    }
     Ok(())
 }
 

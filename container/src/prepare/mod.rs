@@ -199,10 +199,7 @@ fn enter_namespaces(
         .iter()
         .filter(|joined| joined.kind != NamespaceKind::Pid)
     {
-        let namespace = joined
-            .namespace
-            .try_clone()
-            .map_err(|e| Error::step("open", &*joined.path, e))?;
+        let namespace = joined.namespace.clone();
         let name = joined.path.clone();
         operations.push(O::Join {
             namespace,

@@ -1,7 +1,12 @@
-//! System calls that need `unsafe`: those `rustix` lacks, and those it cannot vouch for. All of the crate's `unsafe` is here.
+//! System calls that need `unsafe`: those `rustix` lacks, and those it cannot vouch for. All of the crate's `unsafe` is here,
+//! but for the fork that borrows memory.
 //!
 //! What is called between [`clone3`] and [`execve`] allocates nothing and takes no lock: another thread of the parent
 //! may have held any lock at the moment of the fork, and nobody is left in the child to release it.
+
+mod borrow;
+
+pub use borrow::clone3_borrowing;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -31,22 +36,40 @@ pub enum Forked {
     Parent(Pid, OwnedFd),
 }
 
+/// What every fork asks for: a descriptor of the child, which is written to `pidfd`, and that the parent's signal handlers
+/// are not run in it. With the length of the arguments that tells the kernel their version.
+fn clone_arguments(
+    flags: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    pidfd: *mut c_int,
+) -> (libc::clone_args, usize) {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
+    args.pidfd = pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    let Some(cgroup) = cgroup else {
+        return (args, 64);
+    };
+    // The version that knows of control groups.
+    args.flags |= CLONE_INTO_CGROUP;
+    args.cgroup = cgroup.as_raw_fd() as u64;
+    (args, 88)
+}
+
+/// The child that a fork has made, with its descriptor.
+fn child_of(pid: c_long, pidfd: c_int) -> Result<(Pid, OwnedFd), Errno> {
+    // SAFETY: the kernel has written a descriptor that is new, open and ours alone.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    Ok((pid.ok_or(Errno::OVERFLOW)?, pidfd))
+}
+
 /// Forks into new namespaces (`flags`, `CLONE_NEW*`) and into a control group. The child has only the calling thread, and
 /// the parent's signal handlers are not run in it.
 pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Errno> {
     let mut pidfd: c_int = -1;
-    // SAFETY: all fields are integers, for which zero is a value.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = flags | libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
-    args.pidfd = &raw mut pidfd as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
-    // The structure's first version, and the one that knows of control groups.
-    let mut size = 64;
-    if let Some(cgroup) = cgroup {
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = cgroup.as_raw_fd() as u64;
-        size = 88;
-    }
+    let (mut args, size) = clone_arguments(flags, cgroup, &raw mut pidfd);
     // SAFETY: without CLONE_VM and a stack this is fork(2): the child has a copy of everything. The structure is as long
     // as told and lives through the call, as does the integer the descriptor is written to. The child is left to code
     // that allocates nothing, as the module says.
@@ -54,12 +77,7 @@ pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Errn
     if pid == 0 {
         return Ok(Forked::Child);
     }
-    // SAFETY: the kernel has written a descriptor that is new, open and ours alone.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    match i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        Some(pid) => Ok(Forked::Parent(pid, pidfd)),
-        None => Err(Errno::OVERFLOW),
-    }
+    child_of(pid, pidfd).map(|(pid, pidfd)| Forked::Parent(pid, pidfd))
 }
 
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
