@@ -28,7 +28,7 @@ fn container_when_created_and_started_then_few_calls() {
     }
     let calls = count(
         "container_when_created_and_started_then_few_calls",
-        "unshare(CLONE_NEWCGROUP)",
+        "unshare(CLONE_NEWCGROUP",
     );
     println!("{calls} from create to the program");
     assert!(calls.total() <= MOST_TO_START, "{calls}");
