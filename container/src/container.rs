@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -11,13 +12,17 @@ use crate::child::{self, Message};
 use crate::create::{Create, Stdio};
 use crate::error::Error;
 use crate::exec::Exec;
-use crate::fork::{Started, failure, fork};
+use crate::fork::{Started, failure, fork, send_signal};
+use crate::hooks::{self, Hooks, Point};
 use crate::namespaces::Namespaces;
 use crate::plan::Plan;
 use crate::prepare;
 use crate::seccomp::Filter;
 use crate::spec::{Linux, NamespaceKind, Process, Resources};
 use crate::sys;
+
+/// How long a first process that was killed is given to end: it may sit in a call that cannot be interrupted.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A container whose first process waits to be started, runs, or has ended.
 #[derive(Debug)]
@@ -28,6 +33,9 @@ pub struct Container {
     terminal: Option<OwnedFd>,
     /// To the first process, and what that is to do; none once it runs its program.
     waiting: Option<(OwnedFd, Plan)>,
+    has_program: bool,
+    /// From when the first of them may run until the last of them have.
+    hooks: Option<Hooks>,
     /// `CLONE_NEW*` of the namespaces that are not the parent's.
     pub(crate) namespaces: i32,
     pub(crate) seccomp: Option<Filter>,
@@ -72,13 +80,20 @@ impl Container {
             pidfd: Arc::new(pidfd),
             terminal: None,
             waiting: None,
+            has_program: create.spec.process.is_some(),
+            hooks: None,
             namespaces: prepared.namespaces.flags(),
             seccomp: prepared.seccomp,
             cgroup,
             paused: false,
         };
-        match container.await_ready(&channel, &plan, &prepared.namespaces, linux) {
+        let mut hooks = prepared.hooks;
+        let ready = container
+            .map_users(&channel, &prepared.namespaces, linux)
+            .and_then(|()| container.await_ready(&channel, &plan, &mut hooks));
+        match ready {
             Ok(()) => {
+                container.hooks = container.hooks.take().or(hooks);
                 container.waiting = Some((channel, plan.after_the_gate()));
                 Ok(container)
             }
@@ -91,21 +106,42 @@ impl Container {
         }
     }
 
+    fn map_users(
+        &self,
+        channel: &OwnedFd,
+        namespaces: &Namespaces,
+        linux: Option<&Linux>,
+    ) -> Result<(), Error> {
+        match linux.filter(|_| namespaces.is_new(NamespaceKind::User)) {
+            Some(linux) => {
+                map_users(self.pid, linux)?;
+                self.go_on(channel)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn go_on(&self, channel: &OwnedFd) -> Result<(), Error> {
+        child::send_go(channel).map_err(|e| Error::step("start", &*self.id, e))
+    }
+
     fn await_ready(
         &mut self,
         channel: &OwnedFd,
         plan: &Plan,
-        namespaces: &Namespaces,
-        linux: Option<&Linux>,
+        hooks: &mut Option<Hooks>,
     ) -> Result<(), Error> {
-        if let Some(linux) = linux.filter(|_| namespaces.is_new(NamespaceKind::User)) {
-            map_users(self.pid, linux)?;
-            child::send_go(channel).map_err(|e| Error::step("start", &*self.id, e))?;
-        }
         loop {
             match child::receive(channel).map_err(|e| Error::step("hear from", &*self.id, e))? {
                 Message::Ready => return Ok(()),
                 Message::Terminal(master) => self.terminal = Some(master),
+                Message::Hooks => {
+                    self.hooks = hooks.take();
+                    for point in hooks::CREATING {
+                        self.run_hooks(point)?;
+                    }
+                    self.go_on(channel)?;
+                }
                 Message::Failed { operation, error } => {
                     return Err(failure(plan, operation, error));
                 }
@@ -119,17 +155,46 @@ impl Container {
     }
 
     /// Lets the first process become the program. Returns when it has, or could not: then it ends with 127, and is still to be
-    /// waited for.
+    /// waited for. When a hook before that fails, the container is deleted.
     pub fn start(&mut self) -> Result<(), Error> {
+        if !self.has_program {
+            return Err(Error::NoProgram {
+                id: self.id.clone(),
+            });
+        }
+        if self.waiting.is_some() {
+            self.run_hooks(Point::StartContainer)
+                .inspect_err(|_| drop(self.delete()))?;
+        }
         let Some((channel, plan)) = self.waiting.take() else {
             return Err(Error::Started {
                 id: self.id.clone(),
             });
         };
-        child::send_go(&channel).map_err(|e| Error::step("start", &*self.id, e))?;
+        self.go_on(&channel)?;
         match child::receive(&channel).map_err(|e| Error::step("hear from", &*self.id, e))? {
             Message::Failed { operation, error } => Err(failure(&plan, operation, error)),
-            _ => Ok(()),
+            _ => {
+                if let Some(hooks) = &self.hooks {
+                    hooks.run_all(Point::Poststart, self);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn run_hooks(&self, point: Point) -> Result<(), Error> {
+        match &self.hooks {
+            Some(hooks) => hooks.run(point, self),
+            None => Ok(()),
+        }
+    }
+
+    /// The capabilities that a process of it can be given.
+    pub(crate) fn available_capabilities(&self) -> Result<u64, Error> {
+        match self.namespaces & libc::CLONE_NEWUSER {
+            0 => prepare::available_capabilities(),
+            _ => Ok(crate::capabilities::ALL),
         }
     }
 
@@ -160,10 +225,7 @@ impl Container {
 
     /// Sends a signal to the first process. One that has ended is no error.
     pub fn kill(&self, signal: i32) -> Result<(), Error> {
-        match sys::pidfd_send_signal(self.pidfd.as_fd(), signal) {
-            Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(error) => Err(Error::step("send a signal to", &*self.id, error)),
-        }
+        send_signal(&self.pidfd, signal, || self.id.clone())
     }
 
     /// Stops all of its processes; returns when they have stopped.
@@ -234,11 +296,18 @@ impl Container {
         Ok(())
     }
 
-    /// Ends all that is left of it and removes its control group. Its first process is still to be waited for.
+    /// Ends all that is left of it and removes its control group. Its first process is still to be waited for. The hooks for
+    /// this are run once.
     pub fn delete(&mut self) -> Result<(), Error> {
         self.waiting = None;
         self.kill(libc::SIGKILL)?;
-        self.cgroup.as_ref().map_or(Ok(()), Cgroup::remove)
+        self.cgroup.as_ref().map_or(Ok(()), Cgroup::remove)?;
+        if let Some(hooks) = self.hooks.take() {
+            let ended = hooks::ends_within(self.pidfd.as_fd(), Some(PATIENCE));
+            ended.map_err(|e| Error::step("wait for", &*self.id, e))?;
+            hooks.run_all(Point::Poststop, self);
+        }
+        Ok(())
     }
 
     fn cgroup(&self, step: &'static str) -> Result<&Cgroup, Error> {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::error::Error;
 use crate::spec::Spec;
 
 /// All that [`Container::create`](crate::Container::create) needs.
@@ -23,6 +24,18 @@ pub struct Create<'a> {
     pub stdio: Stdio,
     /// Process 1 is a small reaper of ours, and the program its child.
     pub init: bool,
+    /// Where the configuration came from. None: one with hooks is refused.
+    pub bundle: Option<Bundle>,
+}
+
+/// Where a configuration came from: hooks are told. They are run by this process, whose namespaces are the runtime's to
+/// them, with its standard output and error.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// Its directory, absolute.
+    pub path: PathBuf,
+    /// Told of failures that change nothing (runtime-spec runtime.md#warnings).
+    pub warn: fn(&Error),
 }
 
 /// Where the root filesystem comes from. It is mounted in the container's own mount namespace: when that ends, nothing is

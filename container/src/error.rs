@@ -37,6 +37,22 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A hook could not be run, or failed. The container was ended.
+    #[error("{field}: {program} failed: {problem}")]
+    Hook {
+        /// The member, as a path in the JSON document (`hooks.prestart[0]`).
+        field: String,
+        /// The hook's program.
+        program: String,
+        /// Why.
+        problem: String,
+    },
+    /// It was made without a program, and so it cannot be started.
+    #[error("container {id} has no program to run: its configuration has no process")]
+    NoProgram {
+        /// Which container.
+        id: String,
+    },
     /// The container's first process ended before it was told to start.
     #[error("container {id} ended before it was started; it was killed, or memory ran out")]
     Ended {

@@ -2,18 +2,16 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::cgroup::Cgroup;
 use crate::container::Container;
 use crate::create::Stdio;
 use crate::error::Error;
-use crate::fork::{Executed, execute};
+use crate::fork::{Executed, execute, send_signal};
 use crate::plan::{Operation as O, Plan};
 use crate::prepare::{self, Tail};
 use crate::spec::{NamespaceKind, Process};
-use crate::sys;
 
 /// A program that was executed in a container that runs.
 #[derive(Debug)]
@@ -37,14 +35,21 @@ impl Exec {
             });
         }
         prepare::check_terminal(process, &stdio)?;
-        let available = match container.namespaces & libc::CLONE_NEWUSER {
-            0 => prepare::available_capabilities()?,
-            _ => crate::capabilities::ALL,
-        };
+        let available = container.available_capabilities()?;
         let tail = Tail::prepare(process, container.seccomp.clone(), available)?;
 
         let mut operations = Vec::with_capacity(32);
         prepare::oom_score(process, &mut operations);
+        Exec::join(container, tail, stdio, operations)
+    }
+
+    /// Goes on in the container's namespaces after the first operations.
+    pub(crate) fn join(
+        container: &Container,
+        tail: Tail,
+        stdio: Stdio,
+        mut operations: Vec<O>,
+    ) -> Result<Exec, Error> {
         let namespace = container.pidfd.clone();
         let flags = container.namespaces & !libc::CLONE_NEWPID;
         operations.push(O::Join {
@@ -90,6 +95,11 @@ impl Exec {
         self.pidfd.as_fd()
     }
 
+    /// For who only waits for it.
+    pub(crate) fn into_pidfd(self) -> OwnedFd {
+        self.pidfd
+    }
+
     /// The master of its terminal, if it has one.
     pub fn take_terminal(&mut self) -> Option<OwnedFd> {
         self.terminal.take()
@@ -97,13 +107,6 @@ impl Exec {
 
     /// Sends it a signal. One that has ended is no error.
     pub fn kill(&self, signal: i32) -> Result<(), Error> {
-        match sys::pidfd_send_signal(self.pidfd.as_fd(), signal) {
-            Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(error) => Err(Error::step(
-                "send a signal to",
-                format!("process {}", self.pid),
-                error,
-            )),
-        }
+        send_signal(&self.pidfd, signal, || format!("process {}", self.pid))
     }
 }

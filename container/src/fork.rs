@@ -97,7 +97,7 @@ pub(crate) fn execute(
             match child::receive(&channel).map_err(failed_to_hear)? {
                 Message::Terminal(master) => terminal = Some(master),
                 Message::Failed { operation, error } => failed = Some((operation, error)),
-                Message::Ready => {}
+                Message::Ready | Message::Hooks => {}
                 Message::Gone => break,
             }
         }
@@ -146,6 +146,18 @@ fn fork_in(
 
 fn not_started(error: Errno) -> Error {
     Error::step("start", "a process", error)
+}
+
+/// Sends a signal to a process that was started. One that has ended is no error.
+pub(crate) fn send_signal(
+    pidfd: &OwnedFd,
+    signal: i32,
+    name: impl FnOnce() -> String,
+) -> Result<(), Error> {
+    match sys::pidfd_send_signal(pidfd.as_fd(), signal) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(Error::step("send a signal to", name(), error)),
+    }
 }
 
 /// What a failed operation means. Executing the program is the last operation of every plan.

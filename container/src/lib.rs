@@ -18,12 +18,14 @@ pub mod defaults;
 mod error;
 mod exec;
 mod fork;
+mod hooks;
 mod namespaces;
 mod plan;
 mod prepare;
 pub mod seccomp;
 pub mod self_exe;
 pub mod spec;
+mod state;
 mod status;
 #[allow(unsafe_code)]
 mod sys;
@@ -31,7 +33,8 @@ mod users;
 
 pub use cgroup::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
 pub use container::Container;
-pub use create::{Create, Lower, Pipes, Rootfs, Stdio, TerminalSize, Upper};
+pub use create::{Bundle, Create, Lower, Pipes, Rootfs, Stdio, TerminalSize, Upper};
 pub use error::Error;
 pub use exec::Exec;
+pub use state::{State, Status};
 pub use status::Exit;

@@ -108,6 +108,7 @@ pub struct Mount {
 #[derive(Debug)]
 pub struct MountKept {
     pub kind: CString,
+    pub source: Option<CString>,
     pub options: Vec<(CString, Option<CString>)>,
     pub attributes: MountAttrFlags,
     pub target: CString,
@@ -146,9 +147,10 @@ pub enum Operation {
     },
     /// Nothing that is mounted from here on is seen outside.
     PrivateMounts,
-    /// Goes to a tree of mounts that the parent opened.
+    /// Mounts a tree that the parent opened and goes there.
     EnterTree {
         tree: OwnedFd,
+        target: CString,
         name: String,
     },
     /// Goes to what it mounts over everything.
@@ -165,6 +167,12 @@ pub enum Operation {
         flags: MountFlags,
         data: CString,
     },
+    /// The current directory becomes the root of this process, and what was the root can still be gone back to.
+    ChangeRoot,
+    /// Waits until the hooks of the creation were run.
+    AwaitHooks,
+    /// Goes back to what was the root, in the directory that was the root meanwhile.
+    ChangeRootBack,
     /// The current directory becomes the root, and what was the root is gone.
     Pivot,
     Propagate {
@@ -278,6 +286,9 @@ impl Operation {
             O::EnterTree { name, .. } => ("mount the root filesystem from", name.clone()),
             O::EnterMount { source, .. } => ("mount the writable layer from", path(source)),
             O::Overlay { source, .. } => ("mount the root filesystem's overlay on", path(source)),
+            O::ChangeRoot => ("go to", "the root filesystem".into()),
+            O::AwaitHooks => ("wait for", "hooks".into()),
+            O::ChangeRootBack => ("leave", "the root filesystem".into()),
             O::Pivot => ("pivot to", "the root filesystem".into()),
             O::Propagate { target, .. } => ("change the propagation of", path(target)),
             O::Mount(Mount { target, kind, .. }) => {

@@ -121,6 +121,7 @@ fn create_and_start(execute: bool) {
         cgroup,
         stdio,
         init: false,
+        bundle: None,
     };
     if !execute {
         mark(BEGIN);

@@ -21,6 +21,7 @@ fn create_in(group: &Group, spec: &Spec, rootfs: Rootfs) -> Result<(Container, P
         cgroup,
         stdio,
         init: false,
+        bundle: None,
     };
     Ok((Container::create(create)?, pipes))
 }

@@ -461,6 +461,7 @@ fn terminal_when_asked_for_then_the_container_has_its_own() {
         cgroup: None,
         stdio,
         init: false,
+        bundle: None,
     };
     let mut container = Container::create(create).unwrap();
     let master = container.take_terminal().unwrap();
@@ -550,6 +551,7 @@ fn init_when_asked_for_then_it_reaps_forwards_and_ends_alike() {
         cgroup: None,
         stdio,
         init: true,
+        bundle: None,
     };
     let mut container = Container::create(create).unwrap();
     container.start().unwrap();
@@ -576,6 +578,7 @@ fn init_when_the_program_is_missing_then_said() {
         cgroup: None,
         stdio: Stdio::Null,
         init: true,
+        bundle: None,
     };
     let mut container = Container::create(create).unwrap();
     assert_eq!(container.start().unwrap_err().exit_code(), 127);

@@ -26,6 +26,7 @@ fn start(
         cgroup,
         stdio,
         init: false,
+        bundle: None,
     };
     let mut container = Container::create(create).unwrap_or_else(|e| panic!("{e}"));
     container.start().unwrap();

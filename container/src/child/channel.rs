@@ -19,6 +19,8 @@ use crate::sys;
 pub enum Message {
     /// It opened a terminal, and this is the master.
     Terminal(OwnedFd),
+    /// It waits for hooks to be run.
+    Hooks,
     /// All but the start is done.
     Ready,
     /// An operation of its plan failed.
@@ -34,6 +36,7 @@ pub enum Message {
 
 const READY: u32 = u32::MAX;
 const TERMINAL: u32 = u32::MAX - 1;
+const HOOKS: u32 = u32::MAX - 2;
 
 pub(super) fn report_failure(channel: BorrowedFd, (operation, error): Failure) {
     let message = encode(u32::try_from(operation).unwrap_or(0), error.raw_os_error());
@@ -44,6 +47,11 @@ pub(super) fn report_failure(channel: BorrowedFd, (operation, error): Failure) {
 pub(super) fn report_ready(channel: BorrowedFd, gate: bool) -> Result<(), Errno> {
     send(channel, &encode(READY, 0), SendFlags::NOSIGNAL)?;
     if gate { await_go(channel) } else { Ok(()) }
+}
+
+pub(super) fn await_hooks(channel: BorrowedFd) -> Result<(), Errno> {
+    send(channel, &encode(HOOKS, 0), SendFlags::NOSIGNAL)?;
+    await_go(channel)
 }
 
 pub(super) fn report_terminal(channel: BorrowedFd, master: &OwnedFd) -> Result<(), Errno> {
@@ -110,6 +118,7 @@ pub fn receive(channel: impl AsFd) -> Result<Message, Errno> {
     let error = i32::from_le_bytes([e0, e1, e2, e3]);
     Ok(match operation {
         READY => Message::Ready,
+        HOOKS => Message::Hooks,
         TERMINAL => Message::Terminal(terminal.ok_or(Errno::BADF)?),
         operation => Message::Failed {
             operation: operation as usize,

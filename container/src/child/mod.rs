@@ -26,6 +26,8 @@ struct State<'a> {
     channel: Option<BorrowedFd<'static>>,
     /// By [`Slot`].
     slots: [Option<BorrowedFd<'static>>; 3],
+    /// The runtime's root, as long as that is not left for good.
+    old_root: Option<BorrowedFd<'static>>,
     ids: Ids,
     /// The program's side of it.
     terminal: Option<BorrowedFd<'static>>,
@@ -52,6 +54,7 @@ pub fn run(plan: &mut Plan, channel: Option<&OwnedFd>) -> Failure {
         identity: &plan.identity,
         channel: channel.map(sys::of_the_process),
         slots: [None; 3],
+        old_root: None,
         ids: Ids::default(),
         terminal: None,
         masks: mounts::Masks::default(),
@@ -81,7 +84,7 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         O::BecomeRoot => process::become_root(),
         O::Write { path, data } => mounts::write(rustix::fs::CWD, path, data),
         O::PrivateMounts => mounts::make_private(),
-        O::EnterTree { tree, .. } => mounts::enter_tree(tree),
+        O::EnterTree { tree, target, .. } => mounts::enter_tree(tree, target),
         O::EnterMount {
             source,
             kind,
@@ -94,6 +97,9 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
             flags,
             data,
         } => mounts::overlay(source, kind, *flags, data),
+        O::ChangeRoot => mounts::change_root(state),
+        O::AwaitHooks => channel::await_hooks(state.channel()?),
+        O::ChangeRootBack => mounts::change_root_back(state),
         O::Pivot => mounts::pivot(),
         O::Propagate { flags, target } => rustix::mount::mount_change(target, *flags),
         O::Mount(mount) => mounts::mount(mount),

@@ -15,7 +15,7 @@ use rustix::mount::{
     UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
     mount as mount2, mount_change, move_mount, open_tree, unmount,
 };
-use rustix::process::{Gid, Uid, chdir, fchdir, pivot_root};
+use rustix::process::{Gid, Uid, chdir, chroot, fchdir, pivot_root};
 
 use super::{State, copy_up};
 use crate::plan::{Missing, Mount, MountKept, Place, Slot};
@@ -45,9 +45,24 @@ pub fn make_private() -> Result<(), Errno> {
     )
 }
 
-pub fn enter_tree(tree: &OwnedFd) -> Result<(), Errno> {
-    move_mount(tree, c"", CWD, c"/", THIS)?;
+pub fn enter_tree(tree: &OwnedFd, target: &CStr) -> Result<(), Errno> {
+    let to = THIS | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+    move_mount(tree, c"", CWD, target, to)?;
     fchdir(tree)
+}
+
+const ROOT: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+pub fn change_root(state: &mut State) -> Result<(), Errno> {
+    state.old_root = Some(sys::leak(openat(CWD, c"/", ROOT, Mode::empty())?));
+    chroot(c".")
+}
+
+pub fn change_root_back(state: &mut State) -> Result<(), Errno> {
+    let root = openat(CWD, c"/", ROOT, Mode::empty())?;
+    fchdir(state.old_root.take().ok_or(Errno::BADF)?)?;
+    chroot(c".")?;
+    fchdir(&root)
 }
 
 /// Mounts over /proc, which every kernel's root has and nothing needs any more here. Not over `/`: there it would stay on
@@ -142,6 +157,9 @@ pub fn mount(mount: &Mount) -> Result<(), Errno> {
 pub fn open(mount: &MountKept, state: &mut State) -> Result<(), Errno> {
     // Closed when the program is executed.
     let context = sys::leak(fsopen(&mount.kind, FsOpenFlags::FSOPEN_CLOEXEC)?);
+    if let Some(source) = &mount.source {
+        fsconfig_set_string(context, c"source", source)?;
+    }
     for (key, value) in &mount.options {
         match value {
             Some(value) => fsconfig_set_string(context, key, value)?,

@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use crate::cgroup::Limits;
 use crate::create::{Create, Stdio};
 use crate::error::Error;
+use crate::hooks::{self, Hooks};
 use crate::namespaces::Namespaces;
 use crate::plan::{Operation as O, Place, Plan, Slot};
 use crate::seccomp::{self, Filter};
@@ -29,14 +30,18 @@ pub(crate) struct Prepared {
     /// The compiled filter, for programs executed later.
     pub seccomp: Option<Filter>,
     pub limits: Limits,
+    pub hooks: Option<Hooks>,
 }
 
 /// Reads and checks all of the configuration.
 pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     let spec = create.spec;
-    let none = Linux::default();
-    let linux = spec.linux.as_ref().unwrap_or(&none);
-    let process = check(spec, linux)?;
+    let no_linux = Linux::default();
+    let linux = spec.linux.as_ref().unwrap_or(&no_linux);
+    check(spec, linux)?;
+    // What has no program is never started.
+    let none = no_process();
+    let process = spec.process.as_ref().unwrap_or(&none);
     let namespaces = Namespaces::read(linux)?;
     let stdio = std::mem::replace(&mut create.stdio, Stdio::Null);
     check_terminal(process, &stdio)?;
@@ -56,16 +61,14 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     oom_score(process, &mut operations);
     operations.push(O::Umask(0));
     let mut inside = Vec::with_capacity(128);
-    let mut layout = mounts::mount(spec, &namespaces, &mut inside)?;
-    // In a user namespace the kernel shows no more of /proc and /sys than can be seen already, so that they are opened before
-    // the old ones are left. Otherwise the root is to be the first in the list of mounts, as everywhere.
+    let layout = mounts::mount(spec, &namespaces, &mut inside)?;
+    let hooks = hooks::read(create.id, spec, create.bundle.as_ref())?;
+    let interrupted = hooks.as_ref().is_some_and(Hooks::interrupt_creation);
+    // In a user namespace the kernel shows no more of /proc and /sys than can be seen already, so that new ones are mounted
+    // before the old ones are left.
     let mapped = namespaces.is_new(NamespaceKind::User);
-    let mut opened = std::mem::take(&mut layout.opened);
-    if mapped {
-        operations.append(&mut opened);
-    }
-    rootfs::enter(&create.rootfs, spec, &namespaces, &mut operations)?;
-    operations.append(&mut opened);
+    let later = interrupted || mapped;
+    rootfs::enter(&create.rootfs, spec, &namespaces, later, &mut operations)?;
     operations.append(&mut inside);
     devices::make(
         linux,
@@ -74,8 +77,14 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         &layout,
         &mut operations,
     )?;
+    if interrupted {
+        operations.push(O::AwaitHooks);
+    }
+    if later {
+        rootfs::leave_runtime(&mut operations);
+    }
     // In a user namespace of its own it has all.
-    let available = match namespaces.is_new(NamespaceKind::User) {
+    let available = match mapped {
         true => crate::capabilities::ALL,
         false => available_capabilities()?,
     };
@@ -110,7 +119,16 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         namespaces,
         seccomp,
         limits,
+        hooks,
     })
+}
+
+fn no_process() -> Process {
+    Process {
+        args: vec!["/".into()],
+        cwd: "/".into(),
+        ..Process::default()
+    }
 }
 
 /// The configuration and its caller must agree about the terminal.
@@ -140,7 +158,7 @@ pub(crate) fn oom_score(process: &Process, operations: &mut Vec<O>) {
 }
 
 /// What is wrong whatever else is said.
-fn check<'a>(spec: &'a Spec, linux: &Linux) -> Result<&'a Process, Error> {
+fn check(spec: &Spec, linux: &Linux) -> Result<(), Error> {
     let version = spec.oci_version.as_str();
     if !version.starts_with("1.") {
         return Err(Error::invalid(
@@ -149,18 +167,6 @@ fn check<'a>(spec: &'a Spec, linux: &Linux) -> Result<&'a Process, Error> {
         ));
     }
     let refuse = |field: &str, why: &str| Err(Error::invalid(field, why));
-    let empty =
-        |value: &serde_json::Value| value.as_array().is_some_and(Vec::is_empty) || value.is_null();
-    if spec
-        .hooks
-        .as_ref()
-        .is_some_and(|hooks| !hooks.values().all(empty))
-    {
-        return refuse(
-            "hooks",
-            "hooks are not supported; run the programs before and after",
-        );
-    }
     if linux
         .mount_label
         .as_ref()
@@ -177,9 +183,7 @@ fn check<'a>(spec: &'a Spec, linux: &Linux) -> Result<&'a Process, Error> {
             "the execution domain cannot be changed",
         );
     }
-    spec.process
-        .as_ref()
-        .ok_or_else(|| Error::invalid("process", "there is no program to run"))
+    Ok(())
 }
 
 fn enter_namespaces(
@@ -270,8 +274,6 @@ pub(crate) struct Layout {
     dev: bool,
     /// /dev is not the image's own: a bind mount of somebody's.
     foreign_dev: bool,
-    /// Filesystems to open, before they are attached.
-    opened: Vec<O>,
     /// /dev is made read-only when all is made in it.
     late_read_only: Vec<(CString, crate::sys::MountAttributes)>,
 }
@@ -374,6 +376,7 @@ mod tests {
             cgroup: None,
             stdio: Stdio::Null,
             init: false,
+            bundle: None,
         })
     }
 

@@ -92,12 +92,7 @@ impl Read<'_> {
                     "a bind mount needs a source, as an absolute path",
                 )
             })?;
-        if let Some((key, _)) = self.options.own.first() {
-            return Err(Error::invalid(
-                field("options"),
-                format!("a bind mount has no option {key:?}"),
-            ));
-        }
+        // Options of a filesystem are passed over, as mount(2) does: there is no new one to have them.
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         if self.options.recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -232,7 +227,7 @@ impl Read<'_> {
         let attributes = MountAttrFlags::from_bits_retain(set as u32);
         let (kind, target) = (text(kind)?, text(&self.destination)?);
         let open = |mount: &O| matches!(mount, O::Open(mount) if mount.slot == slot);
-        if layout.opened.iter().any(open) {
+        if operations.iter().any(open) {
             let problem = format!(
                 "a second {} on {}",
                 self.mount.kind.as_deref().unwrap_or_default(),
@@ -240,14 +235,16 @@ impl Read<'_> {
             );
             return Err(Error::invalid(&*self.field, problem));
         }
+        let source = self.mount.source.as_deref();
         let mount = MountKept {
             kind,
+            source: source.map(text).transpose()?,
             options,
             attributes,
             target: target.clone(),
             slot,
         };
-        layout.opened.push(O::Open(mount));
+        operations.push(O::Open(mount));
         operations.push(O::AttachKept { slot, target });
         match slot {
             Slot::Proc => layout.proc = true,

@@ -14,7 +14,7 @@ use crate::create::{Stdio, TerminalSize};
 use crate::error::Error;
 use crate::plan::{CapabilitySets, HOME, Identity, Operation as O, Program};
 use crate::seccomp::Filter;
-use crate::spec::Process;
+use crate::spec::{Hook, Process};
 use crate::sys::Strings;
 use crate::users::Wanted;
 
@@ -91,6 +91,39 @@ impl Tail {
             cwd: (cwd != "/")
                 .then(|| c_string("process.cwd", &cwd))
                 .transpose()?,
+        })
+    }
+
+    /// Of a hook: root, with all capabilities that can be given and exactly the environment that it asks for.
+    pub fn of_hook(hook: &Hook, capabilities: u64) -> Result<Tail, Error> {
+        let args = match hook.args.is_empty() {
+            true => std::slice::from_ref(&hook.path),
+            false => &hook.args,
+        };
+        let program = Program {
+            name: hook.path.clone(),
+            candidates: vec![c_string("hooks.path", &hook.path)?],
+            args: Strings::new(strings("hooks.args", args)?),
+            env: Strings::new(strings("hooks.env", &hook.env)?),
+            wants_home: false,
+        };
+        Ok(Tail {
+            program,
+            identity: Identity {
+                wanted: Wanted::numbers(0, 0),
+                additional: Vec::new(),
+            },
+            sets: Sets {
+                bounding: caps::ALL,
+                effective: capabilities,
+                permitted: capabilities,
+                ..Sets::default()
+            },
+            filter: None,
+            no_new_privileges: false,
+            rlimits: Vec::new(),
+            umask: 0o022,
+            cwd: None,
         })
     }
 
@@ -260,15 +293,8 @@ fn program(process: &Process) -> Result<Program, Error> {
             "arguments and environment together are longer than 4 MiB",
         ));
     }
-    let strings = |field: &str, list: &[String]| {
-        let string = |(i, text): (usize, &String)| c_string(&format!("process.{field}[{i}]"), text);
-        list.iter()
-            .enumerate()
-            .map(string)
-            .collect::<Result<Vec<_>, _>>()
-    };
-    let args = Strings::new(strings("args", &process.args)?);
-    let env = strings("env", &process.env)?;
+    let args = Strings::new(strings("process.args", &process.args)?);
+    let env = strings("process.env", &process.env)?;
     let variable = |name: &str| {
         process
             .env
@@ -298,6 +324,11 @@ fn program(process: &Process) -> Result<Program, Error> {
         env,
         wants_home,
     })
+}
+
+fn strings(field: &str, list: &[String]) -> Result<Vec<CString>, Error> {
+    let string = |(i, text): (usize, &String)| c_string(&format!("{field}[{i}]"), text);
+    list.iter().enumerate().map(string).collect()
 }
 
 fn identity(process: &Process) -> Result<Identity, Error> {

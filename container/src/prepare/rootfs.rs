@@ -15,11 +15,13 @@ use crate::plan::Operation as O;
 use crate::spec::{Linux, NamespaceKind, Spec};
 use crate::sys::{self, MountAttributes};
 
-/// Makes the root filesystem the root.
+/// Makes the root filesystem the root. `later`: of this process alone for now, so that it lies in the runtime's root at its
+/// own path until [`leave_runtime`].
 pub fn enter(
     rootfs: &Rootfs,
     spec: &Spec,
     namespaces: &Namespaces,
+    later: bool,
     operations: &mut Vec<O>,
 ) -> Result<(), Error> {
     let linux = spec.linux.as_ref();
@@ -44,7 +46,18 @@ pub fn enter(
             let whole = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
             sys::mount_setattr(std::os::fd::AsFd::as_fd(&tree), c"", whole, &private)
                 .map_err(failed)?;
-            operations.push(O::EnterTree { tree, name });
+            // Over the runtime's root, where nothing is in its way.
+            let target = if later {
+                self::path(path)?
+            } else {
+                c"/".into()
+            };
+            operations.push(O::EnterTree { tree, target, name });
+        }
+        Rootfs::Overlay { .. } if later => {
+            let problem =
+                "hooks of the creation need a directory as root filesystem, not an overlay";
+            return Err(Error::invalid("hooks", problem));
         }
         Rootfs::Overlay { lower, upper } => {
             if namespaces.is_new(NamespaceKind::User) {
@@ -56,8 +69,13 @@ pub fn enter(
             operations.push(overlay(lower)?);
         }
     }
-    operations.push(O::Pivot);
+    operations.push(if later { O::ChangeRoot } else { O::Pivot });
     Ok(())
+}
+
+/// Leaves the runtime's root for good.
+pub fn leave_runtime(operations: &mut Vec<O>) {
+    operations.extend([O::ChangeRootBack, O::Pivot]);
 }
 
 fn enter_upper(upper: &Upper) -> Result<O, Error> {

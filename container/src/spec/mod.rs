@@ -4,6 +4,7 @@
 //! these a tenth of that. Names in JSON are the specification's; what a runtime does not know it must ignore, so unknown
 //! members are no error. Members for other systems (Windows, Solaris, z/OS, VMs) are not read.
 
+mod hooks;
 mod linux;
 mod process;
 
@@ -11,12 +12,16 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use hooks::{Hook, Hooks};
 pub use linux::{
     BlockIo, BlockIoDevice, Cpu, Device, DeviceKind, DeviceRule, HugepageLimit, IdMapping, Linux,
     LinuxPids, Memory, Namespace, NamespaceKind, Resources, Seccomp, SeccompAction,
     SeccompArgument, SeccompOperator, SeccompRule, Throttle, TimeOffset,
 };
 pub use process::{Capabilities, ConsoleSize, Process, Rlimit, User};
+
+/// The version of the specification that is followed here.
+pub const VERSION: &str = "1.2.0";
 
 /// A container's configuration (runtime-spec config.md).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -31,7 +36,7 @@ pub struct Spec {
     /// What is mounted, in this order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
-    /// The program.
+    /// The program. Without one a container can be created but not started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,
     /// The host name in its UTS namespace.
@@ -40,9 +45,9 @@ pub struct Spec {
     /// The NIS domain name in its UTS namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domainname: Option<String>,
-    /// Programs to run at points of its life. Refused unless empty.
+    /// Programs to run at points of its life.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hooks: Option<BTreeMap<String, serde_json::Value>>,
+    pub hooks: Option<Hooks>,
     /// Whatever its user wants to remember with it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use bulkhead_container::spec::{
     Capabilities, Linux, Mount, Namespace, NamespaceKind, Process, Spec,
 };
-use bulkhead_container::{Container, Create, Error, Exit, Lower, Pipes, Rootfs, Stdio, Upper};
+use bulkhead_container::{
+    Container, Create, Error, Exit, Lower, Pipes, Rootfs, Stdio, Upper, defaults,
+};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 pub const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -69,7 +71,7 @@ pub fn spec(command: &str) -> Spec {
             ..Process::default()
         }),
         hostname: Some("box".into()),
-        mounts: mounts(),
+        mounts: defaults::mounts(),
         linux: Some(Linux {
             namespaces: [K::Pid, K::Network, K::Mount, K::Ipc, K::Uts, K::Cgroup]
                 .map(namespace)
@@ -78,30 +80,6 @@ pub fn spec(command: &str) -> Spec {
         }),
         ..Spec::default()
     }
-}
-
-pub fn mounts() -> Vec<Mount> {
-    vec![
-        mount("/proc", "proc", "nosuid,noexec,nodev"),
-        mount("/dev", "tmpfs", "nosuid,strictatime,mode=755,size=65536k"),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5",
-        ),
-        mount("/sys", "sysfs", "nosuid,noexec,nodev,ro"),
-        mount(
-            "/sys/fs/cgroup",
-            "cgroup",
-            "nosuid,noexec,nodev,relatime,ro",
-        ),
-        mount("/dev/mqueue", "mqueue", "nosuid,noexec,nodev"),
-        mount(
-            "/dev/shm",
-            "tmpfs",
-            "nosuid,noexec,nodev,mode=1777,size=65536k",
-        ),
-    ]
 }
 
 pub fn mount(destination: &str, kind: &str, options: &str) -> Mount {
@@ -151,6 +129,7 @@ pub fn create(spec: &Spec, rootfs: Rootfs) -> Result<(Container, Pipes), Error> 
         cgroup: None,
         stdio,
         init: false,
+        bundle: None,
     };
     Ok((Container::create(create)?, pipes))
 }

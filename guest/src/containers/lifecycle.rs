@@ -56,6 +56,7 @@ impl Guest {
             cgroup: cgroup.clone(),
             stdio,
             init: wanted.init,
+            bundle: None,
         };
         let mut container = Container::create(create).map_err(|e| refusal(&e))?;
         let ends = match container.take_terminal() {
