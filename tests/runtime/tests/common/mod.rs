@@ -1,0 +1,155 @@
+//! Bundles of busybox, and the runtime to run them by.
+
+// Each test program uses a part.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+use std::fs;
+use std::io::{Read, Seek};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+/// A bundle, and a runtime that knows no other. Containers end with it.
+pub struct Runtime {
+    root: tempfile::TempDir,
+    bundle: tempfile::TempDir,
+}
+
+impl Runtime {
+    pub fn new() -> Runtime {
+        let bundle = tempfile::tempdir().unwrap();
+        let rootfs = bundle.path().join("rootfs");
+        for directory in ["bin", "dev", "proc", "sys", "tmp"] {
+            fs::create_dir_all(rootfs.join(directory)).unwrap();
+        }
+        let program = std::env::var_os("BULKHEAD_BUSYBOX")
+            .map_or_else(|| "/bin/busybox".into(), PathBuf::from);
+        fs::copy(&program, rootfs.join("bin/busybox"))
+            .unwrap_or_else(|e| panic!("{}: {e}; run scripts/setup", program.display()));
+        for name in [
+            "sh", "cat", "echo", "false", "ls", "readlink", "sleep", "true",
+        ] {
+            symlink("busybox", rootfs.join("bin").join(name)).unwrap();
+        }
+        Runtime {
+            root: tempfile::tempdir().unwrap(),
+            bundle,
+        }
+    }
+
+    pub fn bundle(&self) -> &Path {
+        self.bundle.path()
+    }
+
+    /// A path in the container's root filesystem, outside.
+    pub fn inside(&self, path: &str) -> PathBuf {
+        self.bundle().join("rootfs").join(path)
+    }
+
+    pub fn read(&self, path: &str) -> String {
+        let path = self.inside(path);
+        fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    pub fn configure(&self, config: &Value) {
+        fs::write(self.bundle().join("config.json"), config.to_string()).unwrap();
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        // Files, since the container keeps what `create` has open: the end of a pipe would come with its own.
+        let [stdout, stderr] = [(); 2].map(|()| tempfile::tempfile().unwrap());
+        let status = Command::new(env!("CARGO_BIN_EXE_oci-runtime"))
+            .arg("--root")
+            .arg(self.root.path())
+            .args(arguments)
+            .current_dir(self.bundle())
+            .stdout(stdout.try_clone().unwrap())
+            .stderr(stderr.try_clone().unwrap())
+            .status()
+            .unwrap();
+        let [stdout, stderr] = [stdout, stderr].map(|mut file| {
+            let mut text = Vec::new();
+            file.rewind().unwrap();
+            file.read_to_end(&mut text).unwrap();
+            text
+        });
+        Output {
+            status,
+            stdout,
+            stderr,
+        }
+    }
+
+    /// What it writes to standard error is returned.
+    pub fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// The message of the error.
+    pub fn fail(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(!output.status.success(), "{arguments:?}: {output:?}");
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(!message.is_empty(), "{arguments:?}");
+        message
+    }
+
+    pub fn state(&self, id: &str) -> Value {
+        let output = self.run(&["state", id]);
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    pub fn status(&self, id: &str) -> String {
+        self.state(id)["status"].as_str().unwrap().into()
+    }
+
+    pub fn await_end(&self, id: &str) {
+        wait_for(|| self.status(id) == "stopped");
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        for container in fs::read_dir(self.root.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let id = container.file_name();
+            self.run(&["delete", "--force", &id.to_string_lossy()]);
+        }
+    }
+}
+
+/// The configuration of a shell command.
+pub fn config(command: &str) -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs"},
+        "process": {"args": ["sh", "-c", command], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance"]},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]}],
+        "annotations": {"org.example.key": "value"},
+        "linux": {"namespaces": [
+            {"type": "mount"}, {"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}]}
+    })
+}
+
+/// Waits for what is sure to come; a minute is for machines that have much else to do.
+pub fn wait_for(mut condition: impl FnMut() -> bool) {
+    for _ in 0..6000 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("it did not come to pass");
+}
