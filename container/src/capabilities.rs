@@ -127,6 +127,34 @@ pub(crate) fn sets(capabilities: Option<&Capabilities>, available: u64) -> Resul
     Ok(sets)
 }
 
+/// Those of a configuration that are not available, each said once: who cannot give them is to tell (runtime-spec
+/// config.md#linux-process).
+pub(crate) fn unavailable(capabilities: &Capabilities, available: u64) -> Vec<Error> {
+    let lists = [
+        ("bounding", &capabilities.bounding),
+        ("effective", &capabilities.effective),
+        ("permitted", &capabilities.permitted),
+        ("inheritable", &capabilities.inheritable),
+        ("ambient", &capabilities.ambient),
+    ];
+    let mut told = available;
+    let mut errors = Vec::new();
+    for (set, list) in lists {
+        for (i, capability) in list.iter().enumerate() {
+            let number = NAMES.iter().position(|name| name == capability);
+            let bit = number.map_or(0, |number| 1 << number);
+            if bit & !told != 0 {
+                told |= bit;
+                let field = format!("process.capabilities.{set}[{i}]");
+                let problem =
+                    format!("this process lacks {capability} itself, and goes on without");
+                errors.push(Error::invalid(field, problem));
+            }
+        }
+    }
+    errors
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +183,20 @@ mod tests {
         };
         let read = sets(Some(&capabilities), 1).expect("valid");
         assert_eq!((read.permitted, read.effective, read.ambient), (1, 1, 0));
+    }
+
+    #[test]
+    fn capabilities_when_unavailable_then_each_is_said_once() {
+        let wanted = Capabilities {
+            bounding: list(&["CAP_CHOWN", "CAP_BPF"]),
+            permitted: list(&["CAP_BPF"]),
+            ..Capabilities::default()
+        };
+        let said = unavailable(&wanted, 1);
+        assert_eq!(said.len(), 1, "{said:?}");
+        let said = said.first().map(ToString::to_string).unwrap_or_default();
+        assert!(said.starts_with("process.capabilities.bounding[1]: this process lacks CAP_BPF"));
+        assert!(unavailable(&wanted, ALL).is_empty());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A container's life: created, started, told things, removed.
 
+use std::ffi::c_ulong;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,7 @@ pub struct Container {
     /// `CLONE_NEW*` of the namespaces that are not the parent's.
     pub(crate) namespaces: i32,
     pub(crate) seccomp: Option<Filter>,
+    pub(crate) personality: Option<c_ulong>,
     pub(crate) cgroup: Option<Cgroup>,
     paused: bool,
 }
@@ -84,6 +86,7 @@ impl Container {
             hooks: None,
             namespaces: prepared.namespaces.flags(),
             seccomp: prepared.seccomp,
+            personality: prepared.personality,
             cgroup,
             paused: false,
         };

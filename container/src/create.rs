@@ -28,13 +28,14 @@ pub struct Create<'a> {
     pub bundle: Option<Bundle>,
 }
 
-/// Where a configuration came from: hooks are told. They are run by this process, whose namespaces are the runtime's to
+/// Where a configuration came from: its hooks are told. They are run by this process, whose namespaces are the runtime's to
 /// them, with its standard output and error.
 #[derive(Debug, Clone)]
 pub struct Bundle {
     /// Its directory, absolute.
     pub path: PathBuf,
-    /// Told of failures that change nothing (runtime-spec runtime.md#warnings).
+    /// Told of what is not as it should be but changes nothing (runtime-spec runtime.md#warnings): hooks that come too late
+    /// to fail, capabilities that this process has not to give.
     pub warn: fn(&Error),
 }
 

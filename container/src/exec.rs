@@ -40,6 +40,7 @@ impl Exec {
 
         let mut operations = Vec::with_capacity(32);
         prepare::oom_score(process, &mut operations);
+        operations.extend(container.personality.map(O::Personality));
         Exec::join(container, tail, stdio, operations)
     }
 

@@ -4,14 +4,14 @@
 //! The child carries the list out (`child`) and, should one operation fail, reports its place in the list and the error's
 //! number. What that was, in words, the parent finds here.
 
-use std::ffi::{CString, c_int};
+use std::ffi::{CString, c_int, c_ulong};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
 use rustix::process::{Resource, Rlimit};
 
-use crate::sys::{Instruction, MountAttributes, Strings};
+use crate::sys::{Instruction, MountAttributes, SchedulerAttributes, Strings};
 use crate::users::Wanted;
 
 /// The operations, and what they need that is not an operation's own.
@@ -200,6 +200,8 @@ pub enum Operation {
         mode: u32,
         device: u64,
         owner: Option<(u32, u32)>,
+        /// Anything else at its place is an error.
+        asked_for: bool,
     },
     Link {
         place: Place,
@@ -248,6 +250,16 @@ pub enum Operation {
         limit: Rlimit,
         name: String,
     },
+    Scheduler {
+        attributes: SchedulerAttributes,
+        name: String,
+    },
+    IoPriority {
+        value: u16,
+        name: String,
+    },
+    /// What programs take the machine for.
+    Personality(c_ulong),
     Umask(u32),
     LookUpUser,
     BoundingSet {
@@ -324,6 +336,9 @@ impl Operation {
             O::CloseOthers => ("close", "inherited descriptors".into()),
             O::Session { .. } => ("start", "a session".into()),
             O::Rlimit { name, .. } => ("set limit", name.clone()),
+            O::Scheduler { name, .. } => ("set the scheduler to", name.clone()),
+            O::IoPriority { name, .. } => ("set the priority of I/O to", name.clone()),
+            O::Personality(_) => ("set", "the execution domain".into()),
             O::Umask(mask) => ("set umask", format!("{mask:04o}")),
             O::LookUpUser => (
                 "find in /etc/passwd and /etc/group of the container:",

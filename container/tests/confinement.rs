@@ -7,7 +7,9 @@ mod common;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use bulkhead_container::spec::{Capabilities, Process, Rlimit, Spec, User};
+use bulkhead_container::spec::{
+    Capabilities, DeviceKind, IoPriority, Personality, Process, Rlimit, Scheduler, Spec, User,
+};
 use bulkhead_container::{Container, Create, Rootfs, Stdio, TerminalSize, defaults, seccomp};
 use common::*;
 
@@ -304,6 +306,61 @@ fn devices_when_listed_then_the_default_ones_and_links() {
     let expected = "fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n\
         666 1,3\n666 5,0\n666 1,9\npts/ptmx\n755\n";
     assert_eq!(text, expected);
+}
+
+#[test]
+fn device_when_something_else_is_at_its_place_then_refused() {
+    let root = rootfs();
+    std::fs::write(root.path().join("home/same"), "").unwrap();
+    let mut spec = spec("stat -c '%F %a %u %t,%T' /home/new /dev/random");
+    let device = |path: &str| bulkhead_container::spec::Device {
+        kind: DeviceKind::Character,
+        path: path.into(),
+        major: Some(1),
+        minor: Some(9),
+        file_mode: Some(0o640),
+        uid: Some(7),
+        gid: None,
+    };
+    // Somebody's wish for another /dev/random is no error.
+    spec.mounts
+        .push(bind(Path::new("/dev/urandom"), "/dev/random", "bind"));
+    let linux = spec.linux.as_mut().unwrap();
+    linux.devices = vec![device("/home/new"), device("/dev/ptmx")];
+    let seen = succeed(&spec, overlay(root.path()));
+    assert_eq!(
+        seen,
+        "character special file 640 7 1,9\ncharacter special file 666 0 1,9\n"
+    );
+    spec.linux.as_mut().unwrap().devices = vec![device("/home/same")];
+    let error = run(&spec, overlay(root.path())).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "cannot make device /home/same: File exists (os error 17)"
+    );
+}
+
+#[test]
+fn scheduling_when_asked_for_then_the_program_has_it() {
+    let root = rootfs();
+    let mut spec = spec("cut -d' ' -f19,41 /proc/$$/stat; busybox ionice -p $$; uname -m");
+    let process = process(&mut spec);
+    process.scheduler = Some(Scheduler {
+        policy: "SCHED_BATCH".into(),
+        nice: 5,
+        ..Scheduler::default()
+    });
+    process.io_priority = Some(IoPriority {
+        class: "IOPRIO_CLASS_BE".into(),
+        priority: 6,
+    });
+    spec.linux.as_mut().unwrap().personality = Some(Personality {
+        domain: "LINUX32".into(),
+        ..Personality::default()
+    });
+    let seen = succeed(&spec, overlay(root.path()));
+    // Nice, and the number of SCHED_BATCH.
+    assert_eq!(seen, "5 3\nbest-effort: prio 6\ni686\n");
 }
 
 #[test]

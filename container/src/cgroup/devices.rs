@@ -135,15 +135,20 @@ const JUMP_UNEQUAL: u8 = 0x55;
 const JUMP_EQUAL: u8 = 0x15;
 const EXIT: u8 = 0x95;
 
-/// Compiles rules. Those that cannot be read were refused by [`check`].
-pub(super) fn compile(rules: &[DeviceRule]) -> Vec<u64> {
-    let always = ALWAYS.map(|(kind, major, minor, access)| Rule {
+/// Devices that every container may use.
+fn always_allowed() -> impl Iterator<Item = Rule> {
+    let allow = |(kind, major, minor, access)| Rule {
         allow: true,
         kind: Some(kind),
         major,
         minor,
         access,
-    });
+    };
+    ALWAYS.into_iter().map(allow)
+}
+
+/// Compiles rules. Those that cannot be read were refused by [`check`].
+pub(super) fn compile(rules: &[DeviceRule]) -> Vec<u64> {
     // The kernel's structure: access and kind in one word, major, minor.
     let mut program = vec![
         instruction(LOAD_WORD, KIND, 1, 0, 0),
@@ -153,7 +158,7 @@ pub(super) fn compile(rules: &[DeviceRule]) -> Vec<u64> {
         instruction(LOAD_WORD, MAJOR, 1, 4, 0),
         instruction(LOAD_WORD, MINOR, 1, 8, 0),
     ];
-    let all = rules.iter().filter_map(read).chain(always);
+    let all = rules.iter().filter_map(read).chain(always_allowed());
     for rule in all.collect::<Vec<_>>().into_iter().rev() {
         program.extend(compile_rule(rule));
         if rule.matches_all() {
@@ -234,14 +239,11 @@ mod tests {
     }
 
     fn expected(rules: &[DeviceRule], kind: u32, access: u32, major: u32, minor: u32) -> bool {
-        let always = ALWAYS.map(|(kind, major, minor, access)| Rule {
-            allow: true,
-            kind: Some(kind),
-            major,
-            minor,
-            access,
-        });
-        let all: Vec<Rule> = rules.iter().filter_map(read).chain(always).collect();
+        let all: Vec<Rule> = rules
+            .iter()
+            .filter_map(read)
+            .chain(always_allowed())
+            .collect();
         let matching = all.into_iter().rev().find(|rule| {
             let is = |wanted: Option<u32>, value| wanted.is_none_or(|wanted| wanted == value);
             let access = match rule.allow {

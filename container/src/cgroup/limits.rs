@@ -1,7 +1,7 @@
 //! Limits as the runtime specification has them, as files of cgroup v2 and what to write to them.
 
 use crate::error::Error;
-use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Resources, Throttle};
+use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Rdma, Resources, Throttle};
 
 /// What limits a control group.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -55,6 +55,13 @@ impl Limits {
             }
             limits.add(&format!("hugetlb.{size}.max"), limit.limit.to_string());
         }
+        if resources.network.is_some() {
+            let problem = "classes and priorities of packets are of cgroup v1, and not supported";
+            return Err(Error::invalid("linux.resources.network", problem));
+        }
+        for (device, rdma) in &resources.rdma {
+            limits.rdma(device, rdma)?;
+        }
         for (file, value) in &resources.unified {
             let known = file.split_once('.').is_some_and(|(controller, rest)| {
                 let name = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'.';
@@ -93,6 +100,33 @@ impl Limits {
             value,
             optional: false,
         });
+    }
+
+    fn rdma(&mut self, device: &str, rdma: &Rdma) -> Result<(), Error> {
+        let field = format!("linux.resources.rdma[{device:?}]");
+        if device.is_empty()
+            || device.len() > 64
+            || device.contains(|c: char| !c.is_ascii_graphic())
+        {
+            return Err(Error::invalid(field, "it is no name of a device"));
+        }
+        let mut value = device.to_owned();
+        for (name, limit) in [
+            ("hca_handle", rdma.hca_handles),
+            ("hca_object", rdma.hca_objects),
+        ] {
+            if let Some(limit) = limit {
+                value += &format!(" {name}={limit}");
+            }
+        }
+        if value.len() == device.len() {
+            return Err(Error::invalid(
+                field,
+                "neither hcaHandles nor hcaObjects is there",
+            ));
+        }
+        self.add("rdma.max", value);
+        Ok(())
     }
 
     fn memory(&mut self, memory: &Memory) -> Result<(), Error> {

@@ -117,7 +117,8 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
             mode,
             device,
             owner,
-        } => mounts::make_device(place, state, *mode, *device, *owner),
+            asked_for,
+        } => mounts::make_device(place, state, (*mode, *device), *owner, *asked_for),
         O::Link { place, target } => mounts::link(place, target, state),
         O::Attributes {
             target,
@@ -142,6 +143,9 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         O::Rlimit {
             resource, limit, ..
         } => rustix::process::setrlimit(*resource, *limit),
+        O::Scheduler { attributes, .. } => sys::set_scheduler(attributes),
+        O::IoPriority { value, .. } => sys::set_io_priority(*value),
+        O::Personality(domain) => sys::set_personality(*domain),
         O::Umask(mask) => {
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(*mask));
             Ok(())

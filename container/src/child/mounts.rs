@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, chmodat, chownat, mkdir, mkdirat, mknodat,
-    openat, openat2, stat, symlinkat,
+    openat, openat2, stat, statat, symlinkat,
 };
 use rustix::io::{Errno, write as write_some};
 use rustix::mount::{
@@ -316,15 +316,21 @@ impl AsFd for Parent {
 pub fn make_device(
     place: &Place,
     state: &State,
-    mode: u32,
-    device: u64,
+    (mode, device): (u32, u64),
     owner: Option<(u32, u32)>,
+    asked_for: bool,
 ) -> Result<(), Errno> {
     let (parent, name) = parent_of(place, state)?;
     let kind = FileType::from_raw_mode(mode);
     match mknodat(&parent, name, kind, Mode::from_raw_mode(mode), device) {
-        // One that the image or an earlier run left.
-        Err(Errno::EXIST) => return Ok(()),
+        // One that the image or an earlier run left, or somebody mounted.
+        Err(Errno::EXIST) if !asked_for => return Ok(()),
+        Err(Errno::EXIST) => {
+            let found = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let is_wanted =
+                FileType::from_raw_mode(found.st_mode) == kind && found.st_rdev == device;
+            return if is_wanted { Ok(()) } else { Err(Errno::EXIST) };
+        }
         made => made?,
     }
     match owner {

@@ -59,6 +59,7 @@ pub fn make(
                     mode,
                     device: makedev(major, minor),
                     owner: None,
+                    asked_for: false,
                 });
             }
         }
@@ -72,7 +73,8 @@ pub fn make(
     }
     for (field, path, device) in asked {
         let (kind, number) = kind_and_number(&field, device)?;
-        if terminal && path == "/dev/console" {
+        // The container has its own.
+        if path == "/dev/ptmx" || terminal && path == "/dev/console" {
             continue;
         }
         if mapped && device.kind != DeviceKind::Fifo {
@@ -89,6 +91,7 @@ pub fn make(
             mode,
             device: number,
             owner,
+            asked_for: true,
         });
     }
     Ok(())

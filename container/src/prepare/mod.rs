@@ -7,9 +7,10 @@ mod mounts;
 mod options;
 mod process;
 mod rootfs;
+mod scheduling;
 mod sysctl;
 
-use std::ffi::CString;
+use std::ffi::{CString, c_ulong};
 use std::os::fd::OwnedFd;
 
 use crate::cgroup::Limits;
@@ -31,6 +32,8 @@ pub(crate) struct Prepared {
     pub seccomp: Option<Filter>,
     pub limits: Limits,
     pub hooks: Option<Hooks>,
+    /// For programs executed later.
+    pub personality: Option<c_ulong>,
 }
 
 /// Reads and checks all of the configuration.
@@ -59,6 +62,8 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     let mut operations = Vec::with_capacity(128);
     enter_namespaces(&namespaces, linux, &mut operations)?;
     oom_score(process, &mut operations);
+    let personality = personality(linux)?;
+    operations.extend(personality.map(O::Personality));
     operations.push(O::Umask(0));
     let mut inside = Vec::with_capacity(128);
     let layout = mounts::mount(spec, &namespaces, &mut inside)?;
@@ -88,6 +93,10 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         true => crate::capabilities::ALL,
         false => available_capabilities()?,
     };
+    if let (Some(bundle), Some(wanted)) = (&create.bundle, &process.capabilities) {
+        let unavailable = crate::capabilities::unavailable(wanted, available);
+        unavailable.iter().for_each(bundle.warn);
+    }
     let seccomp = linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let tail = Tail::prepare(process, seccomp.clone(), available)?;
     tail.open_terminal(&stdio, true, &mut operations);
@@ -120,6 +129,7 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         seccomp,
         limits,
         hooks,
+        personality,
     })
 }
 
@@ -166,24 +176,42 @@ fn check(spec: &Spec, linux: &Linux) -> Result<(), Error> {
             format!("{version:?} is not a version 1 of the specification"),
         ));
     }
-    let refuse = |field: &str, why: &str| Err(Error::invalid(field, why));
-    if linux
-        .mount_label
-        .as_ref()
-        .is_some_and(|label| !label.is_empty())
-    {
-        return refuse("linux.mountLabel", "SELinux is not supported");
-    }
+    refuse("linux.mountLabel", linux.mount_label.as_deref(), "SELinux")?;
     if linux.intel_rdt.is_some() {
-        return refuse("linux.intelRdt", "Intel RDT is not supported");
-    }
-    if linux.personality.is_some() {
-        return refuse(
-            "linux.personality",
-            "the execution domain cannot be changed",
-        );
+        return Err(Error::invalid(
+            "linux.intelRdt",
+            "Intel RDT is not supported",
+        ));
     }
     Ok(())
+}
+
+/// What is asked for by a name that is not empty, and not to be had.
+fn refuse(field: &str, name: Option<&str>, what: &str) -> Result<(), Error> {
+    match name {
+        None | Some("") => Ok(()),
+        Some(_) => Err(Error::invalid(field, format!("{what} is not supported"))),
+    }
+}
+
+/// What programs take the machine for, as the kernel numbers it.
+fn personality(linux: &Linux) -> Result<Option<c_ulong>, Error> {
+    let Some(personality) = &linux.personality else {
+        return Ok(None);
+    };
+    let field = |member: &str| format!("linux.personality.{member}");
+    if let Some(flag) = personality.flags.first() {
+        let problem = format!("there is no flag {flag:?}");
+        return Err(Error::invalid(field("flags"), problem));
+    }
+    match personality.domain.as_str() {
+        "LINUX" => Ok(Some(0)),
+        "LINUX32" => Ok(Some(8)),
+        other => {
+            let problem = format!("{other:?} is neither LINUX nor LINUX32");
+            Err(Error::invalid(field("domain"), problem))
+        }
+    }
 }
 
 fn enter_namespaces(

@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::capabilities;
 
-use super::{absolute, c_string, out_of_the_way};
+use super::{absolute, c_string, out_of_the_way, refuse, scheduling};
 use crate::capabilities::{self as caps, Sets};
 use crate::create::{Stdio, TerminalSize};
 use crate::error::Error;
@@ -29,7 +29,8 @@ pub(crate) struct Tail {
     sets: Sets,
     filter: Option<Filter>,
     no_new_privileges: bool,
-    rlimits: Vec<O>,
+    /// What the kernel gives it, and how much of that.
+    limits: Vec<O>,
     umask: u32,
     cwd: Option<CString>,
 }
@@ -49,26 +50,16 @@ impl Tail {
         filter: Option<Filter>,
         available: u64,
     ) -> Result<Tail, Error> {
-        if process
-            .apparmor_profile
-            .as_ref()
-            .is_some_and(|profile| !profile.is_empty())
-        {
-            return Err(Error::invalid(
-                "process.apparmorProfile",
-                "AppArmor is not supported",
-            ));
-        }
-        if process
-            .selinux_label
-            .as_ref()
-            .is_some_and(|label| !label.is_empty())
-        {
-            return Err(Error::invalid(
-                "process.selinuxLabel",
-                "SELinux is not supported",
-            ));
-        }
+        refuse(
+            "process.apparmorProfile",
+            process.apparmor_profile.as_deref(),
+            "AppArmor",
+        )?;
+        refuse(
+            "process.selinuxLabel",
+            process.selinux_label.as_deref(),
+            "SELinux",
+        )?;
         if process
             .oom_score_adj
             .is_some_and(|score| !(-1000..=1000).contains(&score))
@@ -79,13 +70,15 @@ impl Tail {
             ));
         }
         let cwd = absolute("process.cwd", &process.cwd)?;
+        let mut limits = rlimits(process)?;
+        scheduling::read(process, &mut limits)?;
         Ok(Tail {
             program: program(process)?,
             identity: identity(process)?,
             sets: caps::sets(process.capabilities.as_ref(), available)?,
             filter,
             no_new_privileges: process.no_new_privileges,
-            rlimits: rlimits(process)?,
+            limits,
             umask: umask(process)?,
             // Where the root is, the process is already.
             cwd: (cwd != "/")
@@ -121,7 +114,7 @@ impl Tail {
             },
             filter: None,
             no_new_privileges: false,
-            rlimits: Vec::new(),
+            limits: Vec::new(),
             umask: 0o022,
             cwd: None,
         })
@@ -158,7 +151,7 @@ impl Tail {
         let ignored = ignored_signals();
         operations.push(O::Signals { ignored });
         operations.push(O::CloseOthers);
-        operations.extend(self.rlimits);
+        operations.extend(self.limits);
         operations.push(O::Umask(self.umask));
         operations.push(O::LookUpUser);
         let dropped = caps::ALL & !self.sets.bounding;

@@ -51,9 +51,20 @@ pub struct Linux {
     /// Refused: Intel's cache allocation is not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intel_rdt: Option<serde_json::Value>,
-    /// Refused: the execution domain cannot be changed.
+    /// What its programs take the machine for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub personality: Option<serde_json::Value>,
+    pub personality: Option<Personality>,
+}
+
+/// An execution domain (personality(2)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Personality {
+    /// `LINUX` or `LINUX32`.
+    pub domain: String,
+    /// Refused unless empty: the specification has none yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
 }
 
 /// A namespace to make, or to join.
@@ -182,6 +193,12 @@ pub struct Resources {
     /// Huge pages.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hugepage_limits: Vec<HugepageLimit>,
+    /// Refused: classes and priorities of network packets are of cgroup v1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<serde_json::Value>,
+    /// Remote direct memory access, by the names of devices.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rdma: BTreeMap<String, Rdma>,
     /// Files of cgroup v2 and what to write to them, as they are.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unified: BTreeMap<String, String>,
@@ -339,6 +356,18 @@ pub struct HugepageLimit {
     pub page_size: String,
     /// Bytes.
     pub limit: u64,
+}
+
+/// Limits of a device for remote direct memory access.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Rdma {
+    /// Handles that can be open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hca_handles: Option<u32>,
+    /// Objects that can be made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hca_objects: Option<u32>,
 }
 
 /// Which system calls it may make (runtime-spec config-linux.md#seccomp).

@@ -7,6 +7,7 @@
 mod hooks;
 mod linux;
 mod process;
+mod scheduling;
 
 use std::collections::BTreeMap;
 
@@ -15,10 +16,11 @@ use serde::{Deserialize, Serialize};
 pub use hooks::{Hook, Hooks};
 pub use linux::{
     BlockIo, BlockIoDevice, Cpu, Device, DeviceKind, DeviceRule, HugepageLimit, IdMapping, Linux,
-    LinuxPids, Memory, Namespace, NamespaceKind, Resources, Seccomp, SeccompAction,
-    SeccompArgument, SeccompOperator, SeccompRule, Throttle, TimeOffset,
+    LinuxPids, Memory, Namespace, NamespaceKind, Personality, Rdma, Resources, Seccomp,
+    SeccompAction, SeccompArgument, SeccompOperator, SeccompRule, Throttle, TimeOffset,
 };
 pub use process::{Capabilities, ConsoleSize, Process, Rlimit, User};
+pub use scheduling::{IoPriority, Scheduler};
 
 /// The version of the specification that is followed here.
 pub const VERSION: &str = "1.2.0";

@@ -8,7 +8,7 @@ mod borrow;
 
 pub use borrow::clone3_borrowing;
 
-use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_ulong, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
@@ -371,6 +371,49 @@ pub fn raise_ambient(capability: u8) -> Result<(), Errno> {
         )
     })
     .map(drop)
+}
+
+/// How the kernel gives a process processors, as it has it (`struct sched_attr`).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SchedulerAttributes {
+    /// Set by [`set_scheduler`].
+    pub size: u32,
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+    pub least_utilization: u32,
+    pub most_utilization: u32,
+}
+
+/// For this process and what it forks.
+pub fn set_scheduler(attributes: &SchedulerAttributes) -> Result<(), Errno> {
+    let attributes = SchedulerAttributes {
+        size: size_of::<SchedulerAttributes>() as u32,
+        ..*attributes
+    };
+    // SAFETY: the structure is as the kernel has it, says how long it is, and lives through the call.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, ptr::from_ref(&attributes), 0) })
+        .map(drop)
+}
+
+/// For this process and what it forks.
+pub fn set_io_priority(value: u16) -> Result<(), Errno> {
+    const THIS_PROCESS: (c_int, c_int) = (1, 0);
+    let (kind, number) = THIS_PROCESS;
+    // SAFETY: all arguments are integers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, kind, number, c_int::from(value)) })
+        .map(drop)
+}
+
+/// For this process, what it forks and what that executes.
+pub fn set_personality(domain: c_ulong) -> Result<(), Errno> {
+    // SAFETY: the argument is an integer.
+    check(unsafe { libc::syscall(libc::SYS_personality, domain) }).map(drop)
 }
 
 /// One instruction of a seccomp filter, as the kernel has it (`struct sock_filter`).

@@ -56,7 +56,7 @@ fn fill(root: &Path) {
 
 const PROGRAMS: &str = "sh cat echo id ls mount umount ps sleep true false env pwd hostname stat grep kill touch mkdir \
     readlink tty stty dd chmod chown ln rm wc head tail nproc seq sort test printf find dirname basename sysctl \
-    mknod date uptime trap mktemp cut tr yes df";
+    mknod uname date uptime trap mktemp cut tr yes df";
 
 /// A configuration as Docker would write it, for a shell command.
 pub fn spec(command: &str) -> Spec {
