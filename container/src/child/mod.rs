@@ -7,6 +7,7 @@ mod copy_up;
 mod init;
 mod mounts;
 mod process;
+mod root;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -83,24 +84,24 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         O::Unshare { flags, .. } => sys::unshare(*flags),
         O::BecomeRoot => process::become_root(),
         O::Write { path, data } => mounts::write(rustix::fs::CWD, path, data),
-        O::PrivateMounts => mounts::make_private(),
-        O::EnterTree { tree, target, .. } => mounts::enter_tree(tree, target),
+        O::PrivateMounts => root::make_private(),
+        O::EnterTree { tree, target, .. } => root::enter_tree(tree, target),
         O::EnterMount {
             source,
             kind,
             flags,
             data,
-        } => mounts::enter_mount(source, kind, *flags, data),
+        } => root::enter_mount(source, kind, *flags, data),
         O::Overlay {
             source,
             kind,
             flags,
             data,
-        } => mounts::overlay(source, kind, *flags, data),
-        O::ChangeRoot => mounts::change_root(state),
+        } => root::overlay(source, kind, *flags, data),
+        O::ChangeRoot => root::change_root(state),
         O::AwaitHooks => channel::await_hooks(state.channel()?),
-        O::ChangeRootBack => mounts::change_root_back(state),
-        O::Pivot => mounts::pivot(),
+        O::ChangeRootBack => root::change_root_back(state),
+        O::Pivot => root::pivot(),
         O::Propagate { flags, target } => rustix::mount::mount_change(target, *flags),
         O::Mount(mount) => mounts::mount(mount),
         O::Open(mount) => mounts::open(mount, state),

@@ -1,21 +1,21 @@
-//! The root filesystem, what is mounted in it, and what is hidden. From [`pivot`] on the root is the container's: no path
-//! and no link leads out. Magic links of a /proc could, through descriptors of ours; where something is created, they are
-//! refused, and a mount elsewhere than in our own mount namespace the kernel refuses itself.
+//! What is mounted in the root filesystem, and what is hidden. The root is the container's here: no path and no link leads
+//! out. Magic links of a /proc could, through descriptors of ours; where something is created, they are refused. A mount
+//! elsewhere than in our own mount namespace the kernel refuses itself, and one in the runtime's root, as long as that is
+//! there, goes with it.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, chmodat, chownat, mkdir, mkdirat, mknodat,
-    openat, openat2, stat, statat, symlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, chownat, mkdirat, mknodat, openat, openat2,
+    statat, symlinkat,
 };
 use rustix::io::{Errno, write as write_some};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
-    mount as mount2, mount_change, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, mount as mount2, move_mount, open_tree,
 };
-use rustix::process::{Gid, Uid, chdir, chroot, fchdir, pivot_root};
+use rustix::process::{Gid, Uid, fchdir};
 
 use super::{State, copy_up};
 use crate::plan::{Missing, Mount, MountKept, Place, Slot};
@@ -26,7 +26,7 @@ use crate::sys::{self, MountAttributes};
 pub const INSIDE: ResolveFlags = ResolveFlags::NO_MAGICLINKS;
 const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
 /// The mount itself, wherever it is attached.
-const THIS: MoveMountFlags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+pub const THIS: MoveMountFlags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
 const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 
 /// What hides paths.
@@ -38,93 +38,8 @@ pub struct Masks {
     directory: Option<BorrowedFd<'static>>,
 }
 
-pub fn make_private() -> Result<(), Errno> {
-    mount_change(
-        c"/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )
-}
-
-pub fn enter_tree(tree: &OwnedFd, target: &CStr) -> Result<(), Errno> {
-    let to = THIS | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
-    move_mount(tree, c"", CWD, target, to)?;
-    fchdir(tree)
-}
-
-const ROOT: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-
-pub fn change_root(state: &mut State) -> Result<(), Errno> {
-    state.old_root = Some(sys::leak(openat(CWD, c"/", ROOT, Mode::empty())?));
-    chroot(c".")
-}
-
-pub fn change_root_back(state: &mut State) -> Result<(), Errno> {
-    let root = openat(CWD, c"/", ROOT, Mode::empty())?;
-    fchdir(state.old_root.take().ok_or(Errno::BADF)?)?;
-    chroot(c".")?;
-    fchdir(&root)
-}
-
-/// Mounts over /proc, which every kernel's root has and nothing needs any more here. Not over `/`: there it would stay on
-/// top of the old root, and [`pivot`] would take it away in place of that.
-pub fn enter_mount(
-    source: &CStr,
-    kind: &CStr,
-    flags: MountFlags,
-    data: &CStr,
-) -> Result<(), Errno> {
-    mount2(source, c"/proc", kind, flags, Some(data))?;
-    chdir(c"/proc")
-}
-
-pub fn overlay(source: &CStr, kind: &CStr, flags: MountFlags, data: &CStr) -> Result<(), Errno> {
-    let made = make_here(c"upper")?;
-    make_here(c"work")?;
-    make_here(c"lower")?;
-    mount2(source, c"lower", kind, flags, Some(data))?;
-    if made {
-        // The root directory itself is shown as it is in the writable layer.
-        let root = stat(c"lower")?;
-        if root.st_mode & 0o7777 != MODE.as_raw_mode() {
-            chmodat(
-                CWD,
-                c"upper",
-                Mode::from_raw_mode(root.st_mode & 0o7777),
-                AtFlags::empty(),
-            )?;
-        }
-        if (root.st_uid, root.st_gid) != (0, 0) {
-            let (uid, gid) = (Uid::from_raw(root.st_uid), Gid::from_raw(root.st_gid));
-            chownat(CWD, c"upper", Some(uid), Some(gid), AtFlags::empty())?;
-        }
-    }
-    let layers = c"lowerdir=lower,upperdir=upper,workdir=work";
-    mount2(
-        c"overlay",
-        c"lower",
-        c"overlay",
-        MountFlags::empty(),
-        Some(layers),
-    )?;
-    chdir(c"lower")
-}
-
-/// Whether it was not there: a disk may have been used before.
-fn make_here(name: &CStr) -> Result<bool, Errno> {
-    match mkdir(name, MODE) {
-        Err(Errno::EXIST) => Ok(false),
-        made => made.map(|()| true),
-    }
-}
-
-const MODE: Mode = Mode::from_raw_mode(0o755);
-
-pub fn pivot() -> Result<(), Errno> {
-    // With no place for the old root, it comes to lie over the new one, and is taken from there at once, with all that is
-    // mounted below it.
-    pivot_root(c".", c".")?;
-    unmount(c".", UnmountFlags::DETACH)
-}
+/// Of directories that were missing.
+pub const MODE: Mode = Mode::from_raw_mode(0o755);
 
 pub fn mount(mount: &Mount) -> Result<(), Errno> {
     let Mount {

@@ -3,7 +3,8 @@
 use rustix::fs::{CWD, FileType, makedev};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::{Layout, absolute, c_string};
+use super::layout::Layout;
+use super::{absolute, c_string};
 use crate::error::Error;
 use crate::namespaces::Namespaces;
 use crate::plan::{Missing, Operation as O, Place, Slot};

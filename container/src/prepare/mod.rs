@@ -3,6 +3,7 @@
 //! The order of the operations, and why it is that order, is told in docs/containers.md.
 
 mod devices;
+mod layout;
 mod mounts;
 mod options;
 mod process;
@@ -18,7 +19,7 @@ use crate::create::{Create, Stdio};
 use crate::error::Error;
 use crate::hooks::{self, Hooks};
 use crate::namespaces::Namespaces;
-use crate::plan::{Operation as O, Place, Plan, Slot};
+use crate::plan::{Operation as O, Plan};
 use crate::seccomp::{self, Filter};
 use crate::spec::{Linux, NamespaceKind, Process, Spec};
 
@@ -116,7 +117,8 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         let place = layout.place(&format!("linux.maskedPaths[{i}]"), path)?;
         operations.push(O::Mask { place });
     }
-    layout.finish(spec, linux, &mut operations)?;
+    layout.finish(&mut operations);
+    rootfs::finish(spec, linux, &mut operations)?;
     let (program, identity) = tail.become_program(stdio, true, create.init, &mut operations)?;
     let plan = Plan {
         operations,
@@ -292,57 +294,6 @@ fn host_name(
         ));
     }
     Ok(Some(name.as_bytes().to_vec()))
-}
-
-/// Which mounts later operations can work below.
-#[derive(Debug, Default)]
-pub(crate) struct Layout {
-    proc: bool,
-    sys: bool,
-    dev: bool,
-    /// /dev is not the image's own: a bind mount of somebody's.
-    foreign_dev: bool,
-    /// /dev is made read-only when all is made in it.
-    late_read_only: Vec<(CString, crate::sys::MountAttributes)>,
-}
-
-impl Layout {
-    /// The way to an absolute path, by the mounts that are ours.
-    fn place(&self, field: &str, path: &str) -> Result<Place, Error> {
-        let path = absolute(field, path)?;
-        let below = |mount: &str| path.strip_prefix(mount).filter(|rest| !rest.is_empty());
-        let slots = [
-            (self.proc, Slot::Proc, "/proc/"),
-            (self.sys, Slot::Sys, "/sys/"),
-            (self.dev, Slot::Dev, "/dev/"),
-        ];
-        for (ours, slot, mount) in slots {
-            // Below /dev only what is in it directly: more may be mounted there.
-            if let Some(rest) =
-                below(mount).filter(|rest| ours && (slot != Slot::Dev || !rest.contains('/')))
-            {
-                return Ok(Place {
-                    slot: Some(slot),
-                    path: c_string(field, rest)?,
-                });
-            }
-        }
-        Ok(Place {
-            slot: None,
-            path: c_string(field, &path)?,
-        })
-    }
-
-    fn finish(self, spec: &Spec, linux: &Linux, operations: &mut Vec<O>) -> Result<(), Error> {
-        for (target, attributes) in self.late_read_only {
-            operations.push(O::Attributes {
-                target,
-                attributes,
-                flags: 0,
-            });
-        }
-        rootfs::finish(spec, linux, operations)
-    }
 }
 
 /// An absolute path, without `.`, `..` and double slashes. `..` cannot lead out of a root, and where it stands for the parent of

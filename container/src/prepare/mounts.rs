@@ -5,8 +5,9 @@ use std::os::fd::AsFd;
 use rustix::fs::{CWD, FileType, fstat};
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
+use super::layout::Layout;
 use super::options::{self, Options};
-use super::{Layout, absolute, c_string};
+use super::{absolute, c_string};
 use crate::error::Error;
 use crate::namespaces::Namespaces;
 use crate::plan::{Missing, Mount as NewMount, MountKept, Operation as O, Place, Slot};
@@ -272,17 +273,5 @@ impl Read<'_> {
             copy_up: self.options.copy_up,
         }));
         Ok(())
-    }
-}
-
-impl Layout {
-    /// What is mounted over one of ours hides it.
-    fn covered_by(&mut self, destination: &str) {
-        match destination {
-            "/proc" => self.proc = false,
-            "/sys" => self.sys = false,
-            "/dev" => (self.dev, self.foreign_dev) = (false, false),
-            _ => {}
-        }
     }
 }

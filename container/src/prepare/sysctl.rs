@@ -1,6 +1,7 @@
 //! Kernel parameters. Only those that belong to a namespace of the container's own: any other would be the host's.
 
-use super::{Layout, c_string};
+use super::c_string;
+use super::layout::Layout;
 use crate::error::Error;
 use crate::namespaces::Namespaces;
 use crate::plan::{Operation as O, Place, Slot};

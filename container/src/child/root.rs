@@ -1,0 +1,102 @@
+//! Making the container's root filesystem the root.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, chownat, mkdir, openat, stat};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount as mount2, mount_change,
+    move_mount, unmount,
+};
+use rustix::process::{Gid, Uid, chdir, chroot, fchdir, pivot_root};
+
+use super::State;
+use super::mounts::{MODE, THIS};
+use crate::sys;
+
+pub fn make_private() -> Result<(), Errno> {
+    mount_change(
+        c"/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+}
+
+pub fn enter_tree(tree: &OwnedFd, target: &CStr) -> Result<(), Errno> {
+    let to = THIS | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+    move_mount(tree, c"", CWD, target, to)?;
+    fchdir(tree)
+}
+
+const ROOT: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+pub fn change_root(state: &mut State) -> Result<(), Errno> {
+    state.old_root = Some(sys::leak(openat(CWD, c"/", ROOT, Mode::empty())?));
+    chroot(c".")
+}
+
+pub fn change_root_back(state: &mut State) -> Result<(), Errno> {
+    let root = openat(CWD, c"/", ROOT, Mode::empty())?;
+    fchdir(state.old_root.take().ok_or(Errno::BADF)?)?;
+    chroot(c".")?;
+    fchdir(&root)
+}
+
+/// Mounts over /proc, which every kernel's root has and nothing needs any more here. Not over `/`: there it would stay on
+/// top of the old root, and [`pivot`] would take it away in place of that.
+pub fn enter_mount(
+    source: &CStr,
+    kind: &CStr,
+    flags: MountFlags,
+    data: &CStr,
+) -> Result<(), Errno> {
+    mount2(source, c"/proc", kind, flags, Some(data))?;
+    chdir(c"/proc")
+}
+
+pub fn overlay(source: &CStr, kind: &CStr, flags: MountFlags, data: &CStr) -> Result<(), Errno> {
+    let made = make_here(c"upper")?;
+    make_here(c"work")?;
+    make_here(c"lower")?;
+    mount2(source, c"lower", kind, flags, Some(data))?;
+    if made {
+        // The root directory itself is shown as it is in the writable layer.
+        let root = stat(c"lower")?;
+        if root.st_mode & 0o7777 != MODE.as_raw_mode() {
+            chmodat(
+                CWD,
+                c"upper",
+                Mode::from_raw_mode(root.st_mode & 0o7777),
+                AtFlags::empty(),
+            )?;
+        }
+        if (root.st_uid, root.st_gid) != (0, 0) {
+            let (uid, gid) = (Uid::from_raw(root.st_uid), Gid::from_raw(root.st_gid));
+            chownat(CWD, c"upper", Some(uid), Some(gid), AtFlags::empty())?;
+        }
+    }
+    let layers = c"lowerdir=lower,upperdir=upper,workdir=work";
+    mount2(
+        c"overlay",
+        c"lower",
+        c"overlay",
+        MountFlags::empty(),
+        Some(layers),
+    )?;
+    chdir(c"lower")
+}
+
+/// Whether it was not there: a disk may have been used before.
+fn make_here(name: &CStr) -> Result<bool, Errno> {
+    match mkdir(name, MODE) {
+        Err(Errno::EXIST) => Ok(false),
+        made => made.map(|()| true),
+    }
+}
+
+pub fn pivot() -> Result<(), Errno> {
+    // With no place for the old root, it comes to lie over the new one, and is taken from there at once, with all that is
+    // mounted below it.
+    pivot_root(c".", c".")?;
+    unmount(c".", UnmountFlags::DETACH)
+}
