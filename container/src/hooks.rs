@@ -129,6 +129,12 @@ fn check(field: &str, hook: &Hook) -> Result<(), Error> {
         let problem = "a time to wait is above zero";
         return Err(Error::invalid(format!("{field}.timeout"), problem));
     }
+    if let Some(i) = hook.env.iter().position(|entry| !entry.contains('=')) {
+        return Err(Error::invalid(
+            format!("{field}.env[{i}]"),
+            "it is no NAME=value",
+        ));
+    }
     let strings = hook.args.iter().chain(&hook.env).chain([&hook.path]);
     for text in strings {
         if text.contains('\0') {
@@ -148,27 +154,28 @@ impl Hooks {
 
     /// Runs those of a point one after the other, up to the first that fails.
     pub fn run(&self, point: Point, container: &Container) -> Result<(), Error> {
-        for i in 0..point.list(&self.lists).len() {
-            self.run_one(point, i, container)?;
-        }
-        Ok(())
+        let mut hooks = point.list(&self.lists).iter().enumerate();
+        hooks.try_for_each(|(i, hook)| self.run_one(hook, &field(point, i), point, container))
     }
 
     /// Runs those of a point that comes too late to change anything: one that fails keeps no other from running.
     pub fn run_all(&self, point: Point, container: &Container) {
-        for i in 0..point.list(&self.lists).len() {
-            if let Err(error) = self.run_one(point, i, container) {
+        for (i, hook) in point.list(&self.lists).iter().enumerate() {
+            if let Err(error) = self.run_one(hook, &field(point, i), point, container) {
                 (self.bundle.warn)(&error);
             }
         }
     }
 
-    fn run_one(&self, point: Point, i: usize, container: &Container) -> Result<(), Error> {
-        let Some(hook) = point.list(&self.lists).get(i) else {
-            return Ok(());
-        };
+    fn run_one(
+        &self,
+        hook: &Hook,
+        field: &str,
+        point: Point,
+        container: &Container,
+    ) -> Result<(), Error> {
         let failed = |problem: String| Error::Hook {
-            field: field(point, i),
+            field: field.to_owned(),
             program: hook.path.clone(),
             problem,
         };

@@ -345,7 +345,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::create::Rootfs;
+    use crate::create::{Bundle, Rootfs};
 
     fn prepare(spec: &Spec) -> Result<Prepared, Error> {
         container(&mut Create {
@@ -355,7 +355,10 @@ mod tests {
             cgroup: None,
             stdio: Stdio::Null,
             init: false,
-            bundle: None,
+            bundle: Some(Bundle {
+                path: "/".into(),
+                warn: |_| {},
+            }),
         })
     }
 
@@ -365,7 +368,11 @@ mod tests {
             "ociVersion": "1.0.2",
             "process": {"args": ["true"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 1, "gid": 2},
                 "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}],
-                "capabilities": {"bounding": ["CAP_KILL"]}},
+                "capabilities": {"bounding": ["CAP_KILL"]},
+                "scheduler": {"policy": "SCHED_FIFO", "nice": 0, "priority": 1, "flags": ["SCHED_FLAG_RESET_ON_FORK"],
+                    "runtime": 0, "deadline": 0, "period": 0},
+                "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 1}},
+            "hooks": {"createContainer": [{"path": "/x", "args": ["x"], "env": ["A=b"], "timeout": 1}]},
             "hostname": "a",
             "mounts": [
                 {"destination": "/proc", "type": "proc"},
@@ -376,6 +383,7 @@ mod tests {
                 "devices": [{"type": "c", "path": "/dev/fuse", "major": 10, "minor": 229}],
                 "sysctl": {"kernel.shmmni": "1"},
                 "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"],
+                "personality": {"domain": "LINUX32"},
                 "rootfsPropagation": "rslave"}
         })
     }

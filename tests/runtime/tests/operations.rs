@@ -70,6 +70,11 @@ fn create_when_the_configuration_is_wrong_then_an_error_and_no_container() {
             "hooks.poststop[0].timeout",
         ),
         (
+            "/hooks",
+            json!({"createRuntime": [{"path": "/bin/true", "env": ["A=b", "C"]}]}),
+            "hooks.createRuntime[0].env[1]",
+        ),
+        (
             "/linux/namespaces/1",
             json!({"type": "pid", "path": "/proc/self/ns/uts"}),
             "cannot",
