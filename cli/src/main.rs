@@ -113,6 +113,9 @@ fn main() -> ExitCode {
 
 /// The exit code that an error stands for.
 fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
+    if let Some(interrupted) = error.downcast_ref::<container::Interrupted>() {
+        return interrupted.exit_code();
+    }
     error
         .downcast_ref::<bulkhead_engine::Error>()
         .map_or(FAILED, bulkhead_engine::Error::exit_code)

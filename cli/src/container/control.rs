@@ -5,6 +5,8 @@ use std::time::Duration;
 use bulkhead_engine::{Engine, Entry, Error, Start};
 use clap::Args;
 
+use super::start::{Interrupted, wait_created};
+use super::streams::Signals;
 use crate::Outcome;
 use crate::values::parse_signal;
 
@@ -86,10 +88,17 @@ pub fn stop(engine: &Engine, args: &StopArgs) -> Outcome {
 
 /// Stops containers and starts them again.
 pub fn restart(engine: &Engine, args: &RestartArgs) -> Outcome {
+    let mut signals = None;
     each(&args.stop.containers, |name| {
         let entry = engine.find(name)?;
         engine.stop(&entry, args.stop.limit(&entry))?;
-        engine.start(&entry, Start::default())?.wait_started()?;
+        // Only now, as to stop can take any time.
+        let signals = match &mut signals {
+            Some(signals) => signals,
+            none => none.insert(Signals::block()?),
+        };
+        let started = engine.start(&entry, Start::default())?;
+        wait_created(started, signals)?.go()?;
         println!("{name}");
         Ok(())
     })
@@ -159,12 +168,15 @@ impl StopArgs {
 }
 
 /// Does something for each name. What fails is said, and does not keep the others from being done.
-pub fn each(names: &[String], mut act: impl FnMut(&str) -> Result<(), Error>) -> Outcome {
+pub fn each(
+    names: &[String],
+    mut act: impl FnMut(&str) -> Result<(), Box<dyn std::error::Error>>,
+) -> Outcome {
     let mut code = 0;
     for name in names {
         if let Err(e) = act(name) {
-            if names.len() == 1 {
-                return Err(e.into());
+            if names.len() == 1 || e.is::<Interrupted>() {
+                return Err(e);
             }
             eprintln!("bulkhead: {e}");
             code = 1;

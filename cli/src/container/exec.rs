@@ -8,7 +8,7 @@ use bulkhead_protocol::Exec;
 use clap::Args;
 
 use super::options::environment;
-use super::run::{check_terminal, enter_raw};
+use super::stay::{check_terminal, enter_raw};
 use super::streams::{self, Copy, End, Got, Signals, report, terminal_size};
 use crate::Outcome;
 
@@ -70,13 +70,16 @@ pub fn exec(engine: &Engine, args: &ExecArgs) -> Outcome {
         agent.exec_detached(id, &exec)?;
         return Ok(0);
     }
-    let signals = Signals::block().map_err(|e| format!("cannot watch signals: {e}"))?;
+    let signals = Signals::block()?;
     let connection = agent.exec(id, &exec)?;
     let exec_id = connection.exec_id.clone();
     let raw = enter_raw(args.tty && stdin)?;
     let what = Copy {
         stdin,
-        can_detach: raw.is_some(),
+        // Nobody can come back to a program that is left alone.
+        detach_keys: None,
+        // As this end of its terminal goes, it is hung up.
+        passes_signals: raw.is_none(),
     };
     let end = streams::copy(connection, what, &signals, |got| match (got, &exec_id) {
         (Got::Resize(size), Some(exec)) if args.tty => {
@@ -95,6 +98,7 @@ pub fn exec(engine: &Engine, args: &ExecArgs) -> Outcome {
     match end {
         End::Exit(exit) => Ok(report(exit)),
         End::Detached | End::NobodyReads => Ok(0),
+        End::Signal(signal) => Ok(128 + signal),
         End::Lost => Err(Error::Invalid(format!(
             "container {} ended before the program did",
             args.container

@@ -5,12 +5,15 @@ mod control;
 mod copy;
 mod exec;
 mod inspect;
+mod keys;
 mod list;
 mod logs;
 mod monitor;
 mod options;
 mod run;
+mod start;
 mod stats;
+mod stay;
 mod streams;
 mod top;
 
@@ -18,6 +21,7 @@ use bulkhead_engine::Engine;
 use clap::Subcommand;
 
 pub use monitor::MonitorArgs;
+pub use start::Interrupted;
 
 use crate::Outcome;
 
@@ -29,7 +33,7 @@ pub enum Command {
     /// Make a container of an image
     Create(Box<run::CreateArgs>),
     /// Start containers that are not running
-    Start(run::StartArgs),
+    Start(start::StartArgs),
     /// Ask containers to end, and make them if they do not
     Stop(control::StopArgs),
     /// Send a signal to containers
@@ -73,7 +77,7 @@ impl Command {
         match self {
             Command::Run(args) => run::run(engine, &args),
             Command::Create(args) => run::create(engine, &args),
-            Command::Start(args) => run::start(engine, &args),
+            Command::Start(args) => start::start(engine, &args),
             Command::Stop(args) => control::stop(engine, &args),
             Command::Kill(args) => control::kill(engine, &args),
             Command::Restart(args) => control::restart(engine, &args),

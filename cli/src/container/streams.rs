@@ -5,7 +5,7 @@
 //! process ends then.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,9 @@ use bulkhead_protocol::{Exit, TerminalSize};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use super::keys::{Finder, Keys};
 
 /// How much is read at a time.
 const BLOCK: usize = 64 << 10;
@@ -29,6 +32,8 @@ pub enum End {
     Exit(Exit),
     /// The user has typed the keys for it: the program goes on.
     Detached,
+    /// This process got a signal that is not passed on.
+    Signal(u8),
     /// Nobody reads what the program writes any more.
     NobodyReads,
     /// The connection ended before the program did.
@@ -53,11 +58,18 @@ pub enum Got {
 }
 
 /// The signals of this process, from when they are blocked on.
-pub struct Signals(SignalFd);
+pub struct Signals {
+    set: SigSet,
+    fd: SignalFd,
+}
 
 impl Signals {
     /// Blocks signals and has them read here. To be called while there is one thread.
-    pub fn block() -> io::Result<Self> {
+    pub fn block() -> Result<Self, String> {
+        Self::try_block().map_err(|e| format!("cannot watch signals: {e}"))
+    }
+
+    fn try_block() -> io::Result<Self> {
         let mut set = SigSet::empty();
         for signal in [
             Signal::SIGHUP,
@@ -73,15 +85,41 @@ impl Signals {
         }
         set.thread_block()?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        Ok(Signals(SignalFd::with_flags(&set, flags)?))
+        let fd = SignalFd::with_flags(&set, flags)?;
+        Ok(Signals { set, fd })
+    }
+
+    /// Lets signals do again what they do to processes.
+    pub fn release(&self) -> io::Result<()> {
+        Ok(self.set.thread_unblock()?)
+    }
+
+    /// The next signal that would have ended this process.
+    pub fn ending(&self) -> Option<u8> {
+        loop {
+            match self.fd.read_signal().ok()?? {
+                info if info.ssi_signo == Signal::SIGWINCH as u32 => {}
+                info => return u8::try_from(info.ssi_signo).ok(),
+            }
+        }
     }
 
     fn next(&self) -> Option<Got> {
-        let info = self.0.read_signal().ok()??;
-        if info.ssi_signo != Signal::SIGWINCH as u32 {
-            return Some(Got::Signal(u8::try_from(info.ssi_signo).ok()?));
+        loop {
+            let info = self.fd.read_signal().ok()??;
+            if info.ssi_signo != Signal::SIGWINCH as u32 {
+                return Some(Got::Signal(u8::try_from(info.ssi_signo).ok()?));
+            }
+            if let Some(size) = terminal_size() {
+                return Some(Got::Resize(size));
+            }
         }
-        terminal_size().map(Got::Resize)
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -91,12 +129,14 @@ pub fn terminal_size() -> Option<TerminalSize> {
 }
 
 /// What to copy.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Copy {
     /// Whether our standard input goes to the program.
     pub stdin: bool,
-    /// Whether Ctrl-P Ctrl-Q leaves the program alone.
-    pub can_detach: bool,
+    /// The keys that leave the program alone, if any do.
+    pub detach_keys: Option<Keys>,
+    /// Whether signals are passed on. If not, they are the end.
+    pub passes_signals: bool,
 }
 
 /// Copies until the program has ended or the user has left.
@@ -113,7 +153,7 @@ pub fn copy(
         let mut told = theirs.try_clone()?;
         let detached = Arc::clone(&detached);
         thread::spawn(move || {
-            if let Ok(true) = send_input(&mut to_program, what.can_detach) {
+            if let Ok(true) = send_input(&mut to_program, what.detach_keys.as_ref()) {
                 detached.store(true, Ordering::Release);
                 let _ = told.write_all(b"d"); // nobody waits if the program has ended meanwhile
             }
@@ -126,16 +166,21 @@ pub fn copy(
     });
     loop {
         let mut fds = [
-            PollFd::new(&signals.0, PollFlags::IN),
+            PollFd::new(signals, PollFlags::IN),
             PollFd::new(&ended, PollFlags::IN),
         ];
         match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
         let over = !fds[1].revents().is_empty();
-        while let Some(signal) = signals.next() {
-            on_signal(signal);
+        while let Some(got) = signals.next() {
+            match got {
+                Got::Signal(signal) if !what.passes_signals && !over => {
+                    return Ok(End::Signal(signal));
+                }
+                got => on_signal(got),
+            }
         }
         if over {
             break;
@@ -148,30 +193,52 @@ pub fn copy(
 }
 
 /// Sends standard input to the program, up to its end. `true` if the user has left.
-fn send_input(to_program: &mut UnixStream, can_detach: bool) -> io::Result<bool> {
+fn send_input(to_program: &mut UnixStream, detach_keys: Option<&Keys>) -> io::Result<bool> {
     let stdin = io::stdin();
-    let mut keys = DetachKeys::default();
+    let mut finder = detach_keys.map(Finder::new);
+    let mut passed = Vec::new();
     let mut buffer = vec![0; HEADER_LENGTH + BLOCK];
     loop {
         let n = match rustix::io::read(&stdin, &mut buffer[HEADER_LENGTH..]) {
             Ok(n) => n,
-            Err(rustix::io::Errno::INTR) => continue,
+            Err(Errno::INTR) => continue,
+            // Somebody else has made it non-blocking, such as a shell's job on the same terminal.
+            Err(Errno::AGAIN) => {
+                poll(&mut [PollFd::new(&stdin, PollFlags::IN)], None)?;
+                continue;
+            }
             // The other end of a terminal that is gone, or a stream that is closed: its end.
             Err(_) => 0,
         };
-        if can_detach && keys.typed(&buffer[HEADER_LENGTH..HEADER_LENGTH + n]) {
+        let frame = &mut buffer[..HEADER_LENGTH + n];
+        let Some(finder) = finder.as_mut().filter(|_| n > 0) else {
+            send(to_program, frame)?;
+            if n == 0 {
+                return Ok(false);
+            }
+            continue;
+        };
+        passed.clear();
+        passed.resize(HEADER_LENGTH, 0);
+        let has_left = finder.look(&frame[HEADER_LENGTH..], &mut passed);
+        // An empty frame would be the end.
+        if passed.len() > HEADER_LENGTH {
+            send(to_program, &mut passed)?;
+        }
+        if has_left {
             return Ok(true);
         }
-        let header = Header {
-            kind: Kind::Stdin,
-            length: u32::try_from(n).unwrap_or_default(),
-        };
-        buffer[..HEADER_LENGTH].copy_from_slice(&header.encode());
-        to_program.write_all(&buffer[..HEADER_LENGTH + n])?;
-        if n == 0 {
-            return Ok(false);
-        }
     }
+}
+
+/// Sends a frame of standard input, which has room for its header.
+fn send(to_program: &mut UnixStream, frame: &mut [u8]) -> io::Result<()> {
+    let header = Header {
+        kind: Kind::Stdin,
+        length: u32::try_from(frame.len() - HEADER_LENGTH).unwrap_or_default(),
+    };
+    frame[..HEADER_LENGTH].copy_from_slice(&header.encode());
+    to_program.write_all(frame)
 }
 
 /// Writes what the program writes.
@@ -198,7 +265,7 @@ fn receive_output(mut connection: Upgraded) -> io::Result<End> {
                 _ => Ok(()),
             };
             match result {
-                Err(rustix::io::Errno::PIPE) => return Ok(End::NobodyReads),
+                Err(Errno::PIPE) => return Ok(End::NobodyReads),
                 result => result?,
             }
         }
@@ -217,52 +284,17 @@ fn own(stream: impl AsFd) -> io::Result<OwnedFd> {
     stream.as_fd().try_clone_to_owned()
 }
 
-fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> Result<(), rustix::io::Errno> {
+fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match rustix::io::write(fd, bytes) {
             Ok(n) => bytes = &bytes[n..],
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             // Somebody else has made it non-blocking, such as a shell's job on the same terminal.
-            Err(rustix::io::Errno::AGAIN) => {
+            Err(Errno::AGAIN) => {
                 poll(&mut [PollFd::new(fd, PollFlags::OUT)], None)?;
             }
             Err(e) => return Err(e),
         }
     }
     Ok(())
-}
-
-/// Finds Ctrl-P Ctrl-Q in what is typed.
-#[derive(Debug, Default)]
-struct DetachKeys {
-    pending: bool,
-}
-
-impl DetachKeys {
-    fn typed(&mut self, bytes: &[u8]) -> bool {
-        const CTRL_P: u8 = 0x10;
-        const CTRL_Q: u8 = 0x11;
-        for &byte in bytes {
-            if self.pending && byte == CTRL_Q {
-                return true;
-            }
-            self.pending = byte == CTRL_P;
-        }
-        false
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn detach_keys_when_typed_one_after_the_other_are_found() {
-        let mut keys = DetachKeys::default();
-        assert!(!keys.typed(b"ls\x10"));
-        assert!(keys.typed(b"\x11"));
-        let mut keys = DetachKeys::default();
-        assert!(!keys.typed(b"\x10a\x11\x10\x10a"));
-        assert!(keys.typed(b"\x10\x11"));
-    }
 }

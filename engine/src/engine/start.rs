@@ -1,7 +1,7 @@
 //! Starting containers.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
@@ -17,7 +17,7 @@ use crate::monitor::{self, Connection, Message};
 /// How to start a container.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Start {
-    /// Whether the caller will attach to the streams: the program waits for that.
+    /// Whether the caller will attach to the streams: the sandbox waits until it has taken all output.
     pub attached: bool,
     /// The size of the terminal, if there is one.
     pub terminal: Option<TerminalSize>,
@@ -106,22 +106,34 @@ impl Engine {
 }
 
 impl Started {
+    /// Waits until the container is there and can be attached to, or it is clear that it will not be.
+    /// `false` if `other`, such as the signals of this process, can be read before that.
+    pub fn is_created_before(&self, other: BorrowedFd<'_>) -> Result<bool, Error> {
+        let waited = self.connection.wait_or(other);
+        waited.map_err(cannot("wait for the container's monitor"))
+    }
+
+    /// Gives up a container whose program does not run yet, and waits until its sandbox is gone.
+    pub fn cancel(self) {
+        let Started {
+            connection,
+            mut monitor,
+        } = self;
+        drop(connection);
+        // It is our child; nobody else waits for it.
+        let _ = monitor.wait();
+    }
+
     /// Waits until the container is there and can be attached to.
     pub fn wait_created(&mut self) -> Result<(), Error> {
         self.expect(&Message::Created)
     }
 
-    /// Has the program start, now that the caller is attached, and waits until it has.
+    /// Has the program start, now that the caller is attached if it wants to be, and waits until it has.
     pub fn go(&mut self) -> Result<(), Error> {
         self.connection
             .go()
             .map_err(cannot("start the container"))?;
-        self.expect(&Message::Started)
-    }
-
-    /// Waits until the program runs.
-    pub fn wait_started(&mut self) -> Result<(), Error> {
-        self.wait_created()?;
         self.expect(&Message::Started)
     }
 

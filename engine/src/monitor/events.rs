@@ -25,17 +25,20 @@ pub enum Event {
     MachineEnded,
     /// This process is to end.
     Stop,
+    /// The command that started the container has ended.
+    CommandEnded,
     /// Nothing, for as long as was to be waited.
     Nothing,
 }
 
-/// The signals that ask this process to end.
+/// The signals that ask this process to end. Whatever others the command has blocked that started this,
+/// they are blocked no more.
 pub fn watch_signals() -> Result<SignalFd, Error> {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         set.add(signal);
     }
-    set.thread_block().map_err(cannot("block signals"))?;
+    set.thread_set_mask().map_err(cannot("block signals"))?;
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     SignalFd::with_flags(&set, flags).map_err(cannot("watch signals"))
 }
@@ -64,8 +67,14 @@ impl Machine {
         }
     }
 
-    /// Waits until `fd` can be read, or something happens that matters more or comes first.
-    pub fn wait(&self, fd: BorrowedFd<'_>, until: Option<Instant>) -> Result<Event, Error> {
+    /// Waits until `fd` can be read, or something happens that matters more or comes first. A `command`
+    /// that can be read from has ended, as it has nothing to say yet.
+    pub fn wait(
+        &self,
+        fd: BorrowedFd<'_>,
+        command: Option<BorrowedFd<'_>>,
+        until: Option<Instant>,
+    ) -> Result<Event, Error> {
         loop {
             let limit = until.map(|until| {
                 let left = until.saturating_duration_since(Instant::now());
@@ -78,6 +87,8 @@ impl Machine {
                 PollFd::from_borrowed_fd(fd, PollFlags::IN),
                 PollFd::new(&self.signals, PollFlags::IN),
                 PollFd::new(&self.pidfd, PollFlags::IN),
+                // Where there is none, the first stands in for it.
+                PollFd::from_borrowed_fd(command.unwrap_or(fd), PollFlags::IN),
             ];
             match poll(&mut fds, limit.as_ref()) {
                 Ok(0) => return Ok(Event::Nothing),
@@ -85,13 +96,16 @@ impl Machine {
                 Err(e) => return Err(cannot("wait for the sandbox")(e)),
                 Ok(_) => {}
             }
-            let [readable, signalled, ended] = fds.map(|fd| !fd.revents().is_empty());
+            let [readable, signalled, ended, left] = fds.map(|fd| !fd.revents().is_empty());
             // What has been written counts, even if its writer has ended since.
             if readable {
                 return Ok(Event::Readable);
             }
             if signalled && matches!(self.signals.read_signal(), Ok(Some(_))) {
                 return Ok(Event::Stop);
+            }
+            if left && command.is_some() {
+                return Ok(Event::CommandEnded);
             }
             if ended {
                 return Ok(Event::MachineEnded);

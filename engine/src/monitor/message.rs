@@ -2,9 +2,11 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
 use bulkhead_protocol::Exit;
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
@@ -39,6 +41,24 @@ impl Connection {
     pub fn new(stream: UnixStream) -> Self {
         Connection {
             reader: BufReader::new(stream),
+        }
+    }
+
+    /// Waits until there is a message, or the monitor has ended. `false` if `other` can be read first.
+    pub fn wait_or(&self, other: BorrowedFd<'_>) -> io::Result<bool> {
+        if !self.reader.buffer().is_empty() {
+            return Ok(true);
+        }
+        loop {
+            let mut fds = [
+                PollFd::new(self.reader.get_ref(), PollFlags::IN),
+                PollFd::from_borrowed_fd(other, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+                Ok(_) => return Ok(fds[1].revents().is_empty()),
+            }
         }
     }
 

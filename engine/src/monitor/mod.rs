@@ -31,8 +31,7 @@ pub const COMMAND: &str = "monitor";
 pub struct Task {
     /// The container.
     pub id: String,
-    /// Whether the program waits until the command that started this is attached, and the sandbox
-    /// until that has taken all output.
+    /// Whether the sandbox waits until the command that started this has taken all output.
     pub attached: bool,
     /// The size of the terminal.
     pub terminal: Option<TerminalSize>,
@@ -58,9 +57,10 @@ fn watch(engine: &Engine, task: &Task, files: &Files, command: &UnixStream) -> R
     let mut state = files
         .read_state()
         .map_err(cannot(format!("read how container {} is", task.id)))?;
-    let started = Sandbox::start(&config, files, task);
+    let started = Sandbox::start(&config, files, task, command);
     let ended = started.and_then(|mut sandbox| {
-        let exit = sandbox.run(&mut state, task.attached, command)?;
+        let exit = sandbox.run(&mut state, command);
+        let exit = exit.inspect_err(|_| sandbox.unmount())?;
         Ok((sandbox, exit))
     });
     match ended {

@@ -29,6 +29,11 @@ const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// Exit code of a program that was killed with its machine.
 const KILLED: u8 = 128 + 9;
 
+/// Why a sandbox ends before its time.
+const MACHINE_ENDED: &str = "its machine ended";
+const TOLD_TO_END: &str = "its monitor was told to end";
+const COMMAND_ENDED: &str = "the command that started it has ended";
+
 /// A sandbox that is up.
 pub struct Sandbox<'a> {
     config: &'a Config,
@@ -40,8 +45,13 @@ pub struct Sandbox<'a> {
 }
 
 impl<'a> Sandbox<'a> {
-    /// Starts the machine and makes the container in it.
-    pub fn start(config: &'a Config, files: &'a Files, task: &Task) -> Result<Self, Error> {
+    /// Starts the machine and makes the container in it, for as long as the command wants that.
+    pub fn start(
+        config: &'a Config,
+        files: &'a Files,
+        task: &Task,
+        command: &UnixStream,
+    ) -> Result<Self, Error> {
         let ready = files.sandbox.join(format!("vsock.sock_{READY_PORT}"));
         let ready =
             UnixListener::bind(&ready).map_err(cannot(format!("listen on {}", ready.display())))?;
@@ -56,7 +66,7 @@ impl<'a> Sandbox<'a> {
         processes.map_err(cannot("record the sandbox's processes"))?;
         // The guest boots meanwhile.
         let log = Writer::open(&files.log()).map_err(cannot("open the container's log"))?;
-        wait_ready(&mut machine, &ready, files)?;
+        wait_ready(&mut machine, &ready, command, files)?;
 
         let agent = Agent::at(&files.api());
         let created = agent.create(&CreateContainer {
@@ -88,17 +98,16 @@ impl<'a> Sandbox<'a> {
     }
 
     /// Runs the container's program to its end, which is recorded.
-    pub fn run(
-        &mut self,
-        state: &mut State,
-        attached: bool,
-        command: &UnixStream,
-    ) -> Result<Exit, Error> {
+    pub fn run(&mut self, state: &mut State, command: &UnixStream) -> Result<Exit, Error> {
         tell(command, &Message::Created);
-        if attached && (self.wait_for(command)? != Event::Readable || !may_go(command)) {
-            return Err(Error::Invalid(
-                "the command that started the container has ended".to_owned(),
-            ));
+        match self.wait_for(command)? {
+            Event::Readable if may_go(command) => {}
+            Event::Readable | Event::CommandEnded => return Err(not_started(COMMAND_ENDED)),
+            Event::Stop => return Err(not_started(TOLD_TO_END)),
+            Event::MachineEnded | Event::Nothing => {
+                let why = machine_error(&mut self.machine, self.files, MACHINE_ENDED);
+                return Err(not_started(&why));
+            }
         }
         if let Err(e) = self.agent.start(&self.config.id) {
             return Err(self.why_not_started(e));
@@ -145,15 +154,19 @@ impl<'a> Sandbox<'a> {
             // It closes its end; it says nothing more.
             let _ = self.wait_for(command);
         }
-        if let Upper::Disk { .. } = self.config.upper {
-            // So that the file system on it is unmounted.
-            let _ = self.agent.delete(&self.config.id);
-        }
+        self.unmount();
         let _ = self.machine.end();
     }
 
+    /// Has the container's own disk unmounted, if it has one.
+    pub fn unmount(&self) {
+        if let Upper::Disk { .. } = self.config.upper {
+            let _ = self.agent.delete(&self.config.id);
+        }
+    }
+
     fn wait_for(&self, fd: impl AsFd) -> Result<Event, Error> {
-        self.machine.wait(fd.as_fd(), None)
+        self.machine.wait(fd.as_fd(), None, None)
     }
 
     fn record(&self, state: &State) -> Result<(), Error> {
@@ -193,15 +206,15 @@ impl<'a> Sandbox<'a> {
             buffer.resize(64 << 10, 0);
             match self.wait_for(&self.stream.stream) {
                 Ok(Event::Readable) => {}
-                Ok(Event::Stop) => return self.lost("the container's monitor was told to end"),
-                Ok(Event::MachineEnded | Event::Nothing) => return self.lost("its machine ended"),
+                Ok(Event::Stop) => return self.lost(TOLD_TO_END),
+                Ok(_) => return self.lost(MACHINE_ENDED),
                 Err(e) => return self.lost(&e.to_string()),
             }
             match self.stream.stream.read(&mut buffer) {
-                Ok(0) => return self.lost("its machine ended"),
+                Ok(0) => return self.lost(MACHINE_ENDED),
                 Ok(n) => buffer.truncate(n),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => buffer.clear(),
-                Err(_) => return self.lost("its machine ended"),
+                Err(_) => return self.lost(MACHINE_ENDED),
             }
         }
     }
@@ -238,21 +251,32 @@ fn ended(text: &[u8], error: Option<String>) -> Exit {
 }
 
 /// Waits until the guest's agent says that it is there.
-fn wait_ready(machine: &mut Machine, listener: &UnixListener, files: &Files) -> Result<(), Error> {
+fn wait_ready(
+    machine: &mut Machine,
+    listener: &UnixListener,
+    command: &UnixStream,
+    files: &Files,
+) -> Result<(), Error> {
     let limit = env::var("BULKHEAD_BOOT_TIMEOUT")
         .ok()
         .and_then(|text| text.parse().ok())
         .map_or(BOOT_LIMIT, Duration::from_secs);
-    let why = match machine.wait(listener.as_fd(), Some(Instant::now() + limit))? {
+    let until = Some(Instant::now() + limit);
+    let why = match machine.wait(listener.as_fd(), Some(command.as_fd()), until)? {
         Event::Readable => return read_ready(listener, limit),
         Event::MachineEnded => machine_error(machine, files, "its machine ended while it booted"),
-        Event::Stop => "the container's monitor was told to end".to_owned(),
+        Event::Stop => TOLD_TO_END.to_owned(),
+        Event::CommandEnded => COMMAND_ENDED.to_owned(),
         Event::Nothing => format!(
             "its guest has not booted in {} seconds: set BULKHEAD_BOOT_TIMEOUT to allow more",
             limit.as_secs()
         ),
     };
-    Err(Error::Invalid(format!("cannot start the container: {why}")))
+    Err(not_started(&why))
+}
+
+fn not_started(why: &str) -> Error {
+    Error::Invalid(format!("cannot start the container: {why}"))
 }
 
 /// Reads the agent's line, which a hostile guest may never end.
@@ -277,10 +301,7 @@ fn read_ready(listener: &UnixListener, limit: Duration) -> Result<(), Error> {
 /// An error that may well be the machine's end.
 fn explain(error: Error, machine: &mut Machine, files: &Files) -> Error {
     match error {
-        Error::Host { .. } => Error::Invalid(format!(
-            "cannot start the container: {}",
-            machine_error(machine, files, &error.to_string())
-        )),
+        Error::Host { .. } => not_started(&machine_error(machine, files, &error.to_string())),
         error => error,
     }
 }
