@@ -119,18 +119,18 @@ impl Home {
 
     /// Waits until a container is what it should be.
     pub fn wait_for(&self, container: &str, field: &str, value: &str) {
+        let template = format!("{{{{{field}}}}}");
+        self.wait_until(&format!("{field} is {value}"), || {
+            let output = self.run(&["inspect", "--format", &template, container]);
+            String::from_utf8_lossy(&output.stdout).trim_end() == value
+        });
+    }
+
+    /// Waits until `is_so`, which `what` says in words.
+    pub fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let deadline = Instant::now() + patience();
-        loop {
-            let output = self.run(&[
-                "inspect",
-                "--format",
-                &format!("{{{{{field}}}}}"),
-                container,
-            ]);
-            if String::from_utf8_lossy(&output.stdout).trim_end() == value {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{field} is not {value}");
+        while !is_so() {
+            assert!(Instant::now() < deadline, "not so: {what}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -148,7 +148,8 @@ impl Home {
         }
     }
 
-    fn left(&self) -> Vec<String> {
+    /// What is left of containers, sandboxes and processes.
+    pub fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
         for folder in ["containers", "names", "unfinished", "run/sandboxes"] {
             let entries = fs::read_dir(self.root().join(folder));

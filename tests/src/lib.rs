@@ -12,6 +12,7 @@ pub mod guest;
 pub mod home;
 pub mod http;
 pub mod lane;
+pub mod lines;
 pub mod net;
 pub mod process;
 pub mod terminal;

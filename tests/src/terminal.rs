@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{ioctl_tiocsctty, setsid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 
@@ -56,10 +58,20 @@ impl Terminal {
         }
     }
 
-    /// Has all of the command's standard streams be this terminal.
+    /// Has all of the command's standard streams be this terminal, and the command be in its
+    /// foreground: it gets the signals that keys and sizes make.
     pub fn give_to(&self, command: &mut Command) {
         let open = || open_line(&self.name);
         command.stdin(open()).stdout(open()).stderr(open());
+        // SAFETY: between fork and exec this makes two async-signal-safe system calls and touches no
+        // memory of the parent's.
+        unsafe {
+            command.pre_exec(|| {
+                setsid()?;
+                ioctl_tiocsctty(std::io::stdin())?;
+                Ok(())
+            });
+        }
     }
 
     /// Types.

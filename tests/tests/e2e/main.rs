@@ -19,4 +19,6 @@ mod machine;
 mod memory;
 mod network;
 mod run;
+mod signals;
+mod terminal;
 mod vsock;
