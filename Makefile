@@ -52,11 +52,16 @@ build: setup ## Build the programs, and the root images of the guests
 kernel: setup ## Build the guest kernel
 	@scripts/place $(GUEST)/vmlinux resources/kernel/build
 
-install: build kernel ## Put the programs and the guest's parts under PREFIX
+install: build kernel ## Put the programs, the guest's parts, manual pages and completions under PREFIX
 	install -D -m 0755 $(BIN)/bulkhead $(DESTDIR)$(PREFIX)/bin/bulkhead
 	install -D -m 0755 $(BIN)/bulkhead-vmm $(DESTDIR)$(PREFIX)/lib/bulkhead/bulkhead-vmm
 	install -D -m 0644 $(GUEST)/vmlinux $(DESTDIR)$(PREFIX)/lib/bulkhead/vmlinux
 	install -D -m 0644 $(GUEST)/agent.erofs $(DESTDIR)$(PREFIX)/lib/bulkhead/agent.erofs
+	$(BIN)/bulkhead man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions zsh/site-functions fish/vendor_completions.d)
+	$(BIN)/bulkhead completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/bulkhead
+	$(BIN)/bulkhead completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_bulkhead
+	$(BIN)/bulkhead completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/bulkhead.fish
 
 demo: build kernel ## Boot a microVM and show what it is
 	@scripts/demo

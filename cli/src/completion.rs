@@ -29,7 +29,13 @@ pub struct ManArgs {
 }
 
 /// Writes the script to standard output.
-pub fn complete(args: &CompletionArgs, mut command: clap::Command) -> Outcome {
+pub fn complete(args: &CompletionArgs, command: &clap::Command) -> Outcome {
+    // The scripts would tell of what is hidden.
+    let shown = command.get_subcommands().filter(|c| !c.is_hide_set());
+    let mut command = clap::Command::new("bulkhead")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(command.get_arguments())
+        .subcommands(shown);
     clap_complete::generate(args.shell, &mut command, "bulkhead", &mut io::stdout());
     Ok(0)
 }

@@ -91,7 +91,7 @@ fn main() -> ExitCode {
             .and_then(|engine| system::run(&command, &engine)),
         Command::Boot(args) => boot::run(&args, started),
         Command::Doctor(args) => doctor::run(&args),
-        Command::Completion(args) => completion::complete(&args, Cli::command()),
+        Command::Completion(args) => completion::complete(&args, &Cli::command()),
         Command::Man(args) => completion::manual(&args, Cli::command()),
         Command::Version => {
             println!("bulkhead {}", env!("CARGO_PKG_VERSION"));
