@@ -17,6 +17,7 @@ mod lock;
 pub mod log;
 pub mod monitor;
 mod names;
+mod poll;
 mod process;
 pub mod record;
 pub mod spec;

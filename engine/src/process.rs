@@ -3,11 +3,16 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+
+use crate::poll::poll_until;
+
+/// How long the kernel gets to end a process that is killed.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// A process by its number and when it started: numbers are used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,25 +47,15 @@ impl Process {
     pub fn kill(self) {
         if let Some(fd) = self.open() {
             let _ = pidfd_send_signal(&fd, Signal::KILL); // it may have ended
-            wait_end(&fd, Some(Duration::from_secs(10)));
+            wait_end(&fd, KILL_LIMIT);
         }
     }
 }
 
 /// Waits for the end of the process that `fd` is of. `false` if it did not come in time.
-pub fn wait_end(fd: impl AsFd, limit: Option<Duration>) -> bool {
+pub fn wait_end(fd: impl AsFd, limit: Duration) -> bool {
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-    let limit = limit.map(|limit| Timespec {
-        tv_sec: limit.as_secs() as i64,
-        tv_nsec: limit.subsec_nanos().into(),
-    });
-    loop {
-        match poll(&mut fds, limit.as_ref()) {
-            Ok(n) => return n > 0,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return false,
-        }
-    }
+    poll_until(&mut fds, Some(Instant::now() + limit)).unwrap_or(false)
 }
 
 /// The 22nd field of `/proc/PID/stat` (proc(5)).

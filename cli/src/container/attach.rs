@@ -25,9 +25,9 @@ pub fn attach(engine: &Engine, args: &AttachArgs) -> Outcome {
     let entry = engine.running(&args.container)?;
     let stdin = entry.config.stdin && !args.no_stdin;
     check_terminal(entry.config.has_terminal(), stdin)?;
-    let signals = Signals::block()?;
     let agent = entry.agent();
     let connection = agent.attach(&entry.config.id, Attach { stdin })?;
+    let signals = Signals::block()?;
     let raw = enter_raw(entry.config.has_terminal() && stdin)?;
     if let Some(size) = raw.as_ref().and_then(|_| terminal_size()) {
         // Its terminal may be as another was that was attached before.

@@ -70,10 +70,16 @@ pub fn exec(engine: &Engine, args: &ExecArgs) -> Outcome {
         agent.exec_detached(id, &exec)?;
         return Ok(0);
     }
-    let signals = Signals::block()?;
     let connection = agent.exec(id, &exec)?;
     let exec_id = connection.exec_id.clone();
+    // A signal before this ends this command, and the program is hung up.
+    let signals = Signals::block()?;
     let raw = enter_raw(args.tty && stdin)?;
+    if let (Some(exec_id), Some(size)) = (&exec_id, exec.terminal)
+        && let Some(now) = terminal_size().filter(|now| *now != size)
+    {
+        let _ = agent.resize_exec(id, exec_id, now); // it may have ended
+    }
     let what = Copy {
         stdin,
         // Nobody can come back to a program that is left alone.

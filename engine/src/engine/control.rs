@@ -6,13 +6,14 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use bulkhead_protocol::{Processes, Stats};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::inotify;
 
 use super::{Engine, Entry};
 use crate::error::{Error, cannot};
 use crate::layout::short;
 use crate::log;
+use crate::poll::poll_until;
 use crate::record::{State, Status};
 
 /// How long a program may take to end after SIGKILL before its machine is killed.
@@ -213,21 +214,12 @@ impl Watch {
 
     /// Waits for a change. `false` if none came in time.
     pub(crate) fn wait(&self, until: Option<Instant>) -> io::Result<bool> {
-        let limit = until.map(|until| {
-            let left = until.saturating_duration_since(Instant::now());
-            Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: left.subsec_nanos().into(),
-            }
-        });
         let mut fds = vec![PollFd::new(&self.inotify, PollFlags::IN)];
         if let Some(monitor) = &self.monitor {
             fds.push(PollFd::from_borrowed_fd(monitor.as_fd(), PollFlags::IN));
         }
-        match poll(&mut fds, limit.as_ref()) {
-            Ok(0) => return Ok(false),
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
+        if !poll_until(&mut fds, until)? {
+            return Ok(false);
         }
         // What happened is looked up; that something did is enough.
         let mut buffer = [0; 4096];

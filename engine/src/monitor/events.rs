@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::error::{Error, cannot};
+use crate::poll::poll_until;
 use crate::process::wait_end;
 
 /// How long a machine gets to end in order before it is killed.
@@ -76,13 +77,6 @@ impl Machine {
         until: Option<Instant>,
     ) -> Result<Event, Error> {
         loop {
-            let limit = until.map(|until| {
-                let left = until.saturating_duration_since(Instant::now());
-                Timespec {
-                    tv_sec: left.as_secs() as i64,
-                    tv_nsec: left.subsec_nanos().into(),
-                }
-            });
             let mut fds = [
                 PollFd::from_borrowed_fd(fd, PollFlags::IN),
                 PollFd::new(&self.signals, PollFlags::IN),
@@ -90,11 +84,8 @@ impl Machine {
                 // Where there is none, the first stands in for it.
                 PollFd::from_borrowed_fd(command.unwrap_or(fd), PollFlags::IN),
             ];
-            match poll(&mut fds, limit.as_ref()) {
-                Ok(0) => return Ok(Event::Nothing),
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(e) => return Err(cannot("wait for the sandbox")(e)),
-                Ok(_) => {}
+            if !poll_until(&mut fds, until).map_err(cannot("wait for the sandbox"))? {
+                return Ok(Event::Nothing);
             }
             let [readable, signalled, ended, left] = fds.map(|fd| !fd.revents().is_empty());
             // What has been written counts, even if its writer has ended since.
@@ -117,7 +108,7 @@ impl Machine {
     pub fn end(&mut self) -> io::Result<ExitStatus> {
         // It may have ended by itself.
         let _ = pidfd_send_signal(&self.pidfd, rustix::process::Signal::TERM);
-        if !wait_end(self.pidfd.as_fd(), Some(END_LIMIT)) {
+        if !wait_end(self.pidfd.as_fd(), END_LIMIT) {
             self.child.kill()?;
         }
         self.child.wait()

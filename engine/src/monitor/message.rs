@@ -6,10 +6,11 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
 use bulkhead_protocol::Exit;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
+use crate::poll::poll_until;
 
 /// The longest message, in bytes.
 const MAX_MESSAGE: u64 = 64 << 10;
@@ -49,17 +50,12 @@ impl Connection {
         if !self.reader.buffer().is_empty() {
             return Ok(true);
         }
-        loop {
-            let mut fds = [
-                PollFd::new(self.reader.get_ref(), PollFlags::IN),
-                PollFd::from_borrowed_fd(other, PollFlags::IN),
-            ];
-            match poll(&mut fds, None) {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-                Ok(_) => return Ok(fds[1].revents().is_empty()),
-            }
-        }
+        let mut fds = [
+            PollFd::new(self.reader.get_ref(), PollFlags::IN),
+            PollFd::from_borrowed_fd(other, PollFlags::IN),
+        ];
+        poll_until(&mut fds, None)?;
+        Ok(fds[1].revents().is_empty())
     }
 
     /// The next message. `None` when the monitor has ended.
