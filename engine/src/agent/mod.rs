@@ -18,6 +18,8 @@ use crate::http::{self, Answer, Body, Upgraded};
 
 /// How long a question may take. A guest on a slow host is slow to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// How long it gets to have sent what it has begun to send.
+const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 
 /// The agent of a sandbox.
 #[derive(Debug, Clone)]
@@ -149,6 +151,13 @@ impl Agent {
         let target = path::files(id, path);
         let answer = http::send_stream(self.connect()?, "PUT", &target, tar);
         check(answer.map_err(unreachable)?).map(drop)
+    }
+
+    /// Waits until what the agent has sent to others has left the guest, as far as they take it: its answer
+    /// comes behind.
+    pub fn flush(&self) {
+        // One that does not answer has nothing to say to others either.
+        let _ = http::ask(&self.socket, "GET", path::HEALTH, "", FLUSH_LIMIT);
     }
 
     /// Ends every process and powers the guest off.

@@ -114,8 +114,14 @@ impl Engine {
                 return Ok(exit.code);
             }
         }
-        let state = self.wait_until(entry, None)?;
-        Ok(state.unwrap_or_default().exit_code)
+        let state = self.wait_until(entry, None)?.unwrap_or_default();
+        if state.status.is_up() {
+            return Err(Error::Invalid(format!(
+                "container {} was removed before it could tell its exit code",
+                short(&entry.config.id)
+            )));
+        }
+        Ok(state.exit_code)
     }
 
     /// Waits until the container's program has ended, or until `until`. `None` if it has not.

@@ -154,6 +154,8 @@ impl<'a> Sandbox<'a> {
             // It closes its end; it says nothing more.
             let _ = self.wait_for(command);
         }
+        // Others may be attached, or wait for the end.
+        self.agent.flush();
         self.unmount();
         let _ = self.machine.end();
     }
