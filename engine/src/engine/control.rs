@@ -32,14 +32,18 @@ impl Engine {
         Ok(entry)
     }
 
-    /// Sends a signal to the container's program.
+    /// Sends a signal to the container's program. SIGKILL ends it, and when this returns it has.
     pub fn kill(&self, entry: &Entry, signal: u8) -> Result<(), Error> {
         running(entry)?;
         if signal == SIGKILL && entry.state.status == Status::Paused {
             // A held process ends only once it goes on.
             self.unpause(entry)?;
         }
-        entry.agent().kill(&entry.config.id, signal)
+        entry.agent().kill(&entry.config.id, signal)?;
+        if signal == SIGKILL {
+            self.wait_until(entry, Some(Instant::now() + KILL_LIMIT))?;
+        }
+        Ok(())
     }
 
     /// Asks the container's program to end, and after `limit` makes it. What has ended already is

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io;
+use std::thread;
+use std::time::Duration;
 
 use super::{Engine, Entry, make_folder};
 use crate::error::{Error, cannot};
@@ -9,34 +11,36 @@ use crate::layout::{Layout, short};
 use crate::lock;
 use crate::record::{Config, Files};
 
+/// How long to wait before looking again whether a monitor has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 impl Engine {
     /// Removes a container; one that is up only by `force`, and then without asking it.
     pub fn remove(&self, entry: &Entry, force: bool) -> Result<(), Error> {
-        let lock_path = entry.files.lock();
+        let path = entry.files.lock();
         let failed = || format!("lock container {}", short(&entry.config.id));
-        let mut lock = lock::try_take(&lock_path).map_err(cannot(failed()))?;
-        if lock.is_none() && !self.is_ending(entry)? {
-            if !force {
-                return Err(Error::WrongState {
-                    id: short(&entry.config.id).to_owned(),
-                    is: entry.state.status.name(),
-                    needs: "stop it first, or remove it with --force",
-                });
+        let _lock = loop {
+            if let Some(lock) = lock::try_take(&path).map_err(cannot(failed()))? {
+                break lock;
             }
-            self.kill_machine(entry);
-        }
-        if lock.is_none() {
-            // Its monitor is about to end. It may well remove the container itself.
+            // Its monitor may well remove the container itself.
             if !entry.files.folder.exists() {
                 return Ok(());
             }
-            lock = match lock::wait(&lock_path) {
-                Ok(lock) => Some(lock),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-                Err(e) => return Err(cannot(failed())(e)),
-            };
-        }
-        let _lock = lock;
+            if !self.is_ending(entry)? {
+                if !force {
+                    return Err(Error::WrongState {
+                        id: short(&entry.config.id).to_owned(),
+                        is: entry.state.status.name(),
+                        needs: "stop it first, or remove it with --force",
+                    });
+                }
+                // While it is on its way up, its machine is not known yet, or may just have been
+                // missed: it is looked for until its monitor has ended.
+                self.kill_machine(entry);
+            }
+            thread::sleep(LOOK_AGAIN);
+        };
         let _ = fs::remove_dir_all(&entry.files.sandbox);
         discard(&self.layout, &entry.files, &entry.config)
     }

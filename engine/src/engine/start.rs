@@ -67,6 +67,14 @@ impl Engine {
                 self.layout.root().display()
             )));
         }
+        // Whoever finds the lock taken tells by this whether the container ends or begins.
+        let id = short(&entry.config.id);
+        let state = entry.files.read_state();
+        let mut state = state.map_err(cannot(format!("read how container {id} is")))?;
+        if state.finished.take().is_some() {
+            let written = entry.files.write_state(&state);
+            written.map_err(cannot(format!("record that container {id} starts")))?;
+        }
         // From here on the sandbox is known to be up: whoever finds this folder and not the lock taken
         // knows what happened.
         make_folder(&entry.files.sandbox)?;

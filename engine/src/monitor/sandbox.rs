@@ -238,6 +238,9 @@ impl<'a> Sandbox<'a> {
 pub fn record_failure(files: &Files, state: &mut State, failure: &Failure) {
     state.exit_code = failure.exit_code;
     state.error = Some(failure.message.clone());
+    if state.status == Status::Exited {
+        state.finished = Some(Timestamp::now());
+    }
     // The command is told, whether or not this can be written.
     let _ = files.write_state(state);
 }
