@@ -69,9 +69,15 @@ impl Home {
 
     /// The command, with these arguments.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(artifacts::cli());
+        let mut command = self.command_of(&artifacts::cli());
+        command.args(arguments);
         command
-            .args(arguments)
+    }
+
+    /// A program that calls the command, or is it.
+    pub fn command_of(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
             .env("BULKHEAD_ROOT", self.root())
             .env("BULKHEAD_BOOT_TIMEOUT", patience().as_secs().to_string())
             .stdin(Stdio::null());
@@ -135,7 +141,8 @@ impl Home {
         }
     }
 
-    /// No container, no sandbox and no process is left, once what is ending has ended.
+    /// No container, no sandbox, no process, no socket and no mount is left, once what is ending has
+    /// ended.
     pub fn expect_nothing_left(&self) {
         let deadline = Instant::now() + patience();
         loop {
@@ -158,32 +165,27 @@ impl Home {
             }
         }
         for pid in self.processes() {
-            left.push(format!("process {pid}"));
+            let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+            left.push(format!("process {pid}: {cmdline}"));
+        }
+        for table in ["/proc/net/unix", "/proc/self/mountinfo"] {
+            let table = fs::read_to_string(table).unwrap_or_default();
+            let root = self.root().to_string_lossy();
+            left.extend(
+                table
+                    .lines()
+                    .filter(|l| l.contains(&*root))
+                    .map(str::to_owned),
+            );
         }
         left
     }
 
-    /// The processes of this root: monitors name it, and what they start has files in it.
+    /// The processes of this root: commands are told it in their environment, which all that they start
+    /// inherits.
     pub fn processes(&self) -> Vec<u32> {
-        let root = self.root().to_string_lossy();
-        let mut pids = process::naming(&root);
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
-                continue;
-            };
-            let descriptors = fs::read_dir(entry.path().join("fd"));
-            let has_file_here =
-                descriptors.into_iter().flatten().flatten().any(|fd| {
-                    fs::read_link(fd.path()).is_ok_and(|path| path.starts_with(self.root()))
-                });
-            if has_file_here && pid != std::process::id() && !pids.contains(&pid) {
-                pids.push(pid);
-            }
-        }
+        let mut pids = process::of(&self.root().to_string_lossy());
         pids.retain(|&pid| process::is_alive(pid));
         pids
     }

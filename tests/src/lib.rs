@@ -7,6 +7,7 @@
 pub mod artifacts;
 pub mod container;
 pub mod cpio;
+pub mod crash;
 pub mod faithful;
 pub mod guest;
 pub mod home;

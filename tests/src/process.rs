@@ -100,6 +100,15 @@ pub fn is_alive(pid: u32) -> bool {
 
 /// Processes whose command line names `needle`, ourselves apart.
 pub fn naming(needle: &str) -> Vec<u32> {
+    with("cmdline", needle)
+}
+
+/// Processes whose environment names `needle`, ourselves apart.
+pub fn of(needle: &str) -> Vec<u32> {
+    with("environ", needle)
+}
+
+fn with(file: &str, needle: &str) -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -107,8 +116,8 @@ pub fn naming(needle: &str) -> Vec<u32> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|&pid| pid != std::process::id())
         .filter(|pid| {
-            fs::read(PathBuf::from(format!("/proc/{pid}/cmdline")))
-                .is_ok_and(|cmdline| String::from_utf8_lossy(&cmdline).contains(needle))
+            fs::read(PathBuf::from(format!("/proc/{pid}/{file}")))
+                .is_ok_and(|text| String::from_utf8_lossy(&text).contains(needle))
         })
         .collect()
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bulkhead_tests::faithful::{Carried, Ended, Outer, print_prefixed};
 
 /// Environment variables that name files the tests use.
-const CARRIED: [&str; 10] = [
+const CARRIED: [&str; 11] = [
     "BULKHEAD",
     "BULKHEAD_VMM",
     "BULKHEAD_KERNEL",
@@ -20,11 +20,13 @@ const CARRIED: [&str; 10] = [
     "BULKHEAD_TEST_INITRAMFS",
     "BULKHEAD_TEST_CONTAINER",
     "BULKHEAD_TEST_BUSYBOX",
+    "BULKHEAD_TEST_PYTHON",
     "BULKHEAD_CLOUD_KERNEL",
     "BULKHEAD_FIRECRACKER",
 ];
 /// Environment variables handed on as they are.
-const HANDED_ON: [&str; 4] = [
+const HANDED_ON: [&str; 5] = [
+    "BULKHEAD_TEST_SEED",
     "BULKHEAD_TEST_TIMEOUT",
     "RUST_BACKTRACE",
     "RUST_LOG",
