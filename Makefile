@@ -17,6 +17,7 @@ export BULKHEAD_AGENT_IMAGE ?= $(GUEST)/agent.erofs
 export BULKHEAD_TEST_IMAGE  ?= $(GUEST)/test.erofs
 export BULKHEAD_TEST_INITRAMFS ?= $(GUEST)/test-initramfs.cpio
 export BULKHEAD_TEST_CONTAINER ?= $(GUEST)/test-container.erofs
+export BULKHEAD_TEST_PYTHON ?= $(GUEST)/test-python.tar
 export BULKHEAD_TEST_BUSYBOX ?= $(or $(shell command -v busybox),/bin/busybox)
 
 # Arguments for the test program, such as the names of the tests to run.
@@ -48,6 +49,7 @@ build: setup ## Build the programs, and the root images of the guests
 	@scripts/place $(GUEST)/test.erofs resources/test-guest/build erofs
 	@scripts/place $(GUEST)/test-initramfs.cpio resources/test-guest/build initramfs
 	@scripts/place $(GUEST)/test-container.erofs resources/test-container/build
+	@scripts/place $(GUEST)/test-python.tar resources/test-python/build
 
 kernel: setup ## Build the guest kernel
 	@scripts/place $(GUEST)/vmlinux resources/kernel/build

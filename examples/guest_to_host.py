@@ -124,7 +124,7 @@ def host(image):
     bulkhead("run", "--detach", "--name", name, *unconfined, image, "sleep", "1000000")
     try:
         [sandbox] = json.loads(bulkhead("inspect", name))
-        api = sandbox["ApiSocket"]
+        api = sandbox["Sandbox"]["ApiSocket"]
         path = os.path.join(os.path.dirname(api), f"vsock.sock_{PORT}")
         with Server(path, ForGuest) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -33,7 +33,7 @@ def main(image):
     bulkhead("run", "--detach", "--name", name, image, "sleep", "1000000")
     try:
         [sandbox] = json.loads(bulkhead("inspect", name))
-        drive(Agent(sandbox["ApiSocket"]))
+        drive(Agent(sandbox["Sandbox"]["ApiSocket"]))
     finally:
         bulkhead("rm", "--force", name)
 

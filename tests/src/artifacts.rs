@@ -38,6 +38,11 @@ pub fn test_container() -> PathBuf {
     named("BULKHEAD_TEST_CONTAINER")
 }
 
+/// An archive of a root with Python in it.
+pub fn test_python() -> PathBuf {
+    named("BULKHEAD_TEST_PYTHON")
+}
+
 /// A static busybox, of which images are made.
 pub fn busybox() -> PathBuf {
     named("BULKHEAD_TEST_BUSYBOX")

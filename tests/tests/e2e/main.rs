@@ -11,6 +11,7 @@ mod containers;
 mod control;
 mod crashes;
 mod disk;
+mod examples;
 mod exits;
 mod kill;
 mod kvm;
