@@ -36,15 +36,9 @@ struct Entry {
 
 impl std::fmt::Debug for Entry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            path,
-            op,
-            mode,
-            id,
-            mtime,
-            xattr,
-        } = self;
-        write!(f, "{path} {op:?} {mode:o} {id} {mtime:?} {xattr:?}")
+        let (mode, op) = (self.mode, &self.op);
+        write!(f, "{} {op:?} {mode:o} {} ", self.path, self.id)?;
+        write!(f, "{:?} {:?}", self.mtime, self.xattr)
     }
 }
 

@@ -33,28 +33,29 @@ pub fn openssl() -> Command {
 
 /// buildah, with everything it keeps below `folder`.
 pub fn buildah(folder: &Path) -> Command {
-    let mut command = program("buildah", "buildah");
-    command
-        .arg("--root")
-        .arg(folder.join("buildah"))
-        .arg("--runroot")
-        .arg(folder.join("buildah-run"))
-        .args(["--storage-driver", "vfs"]);
-    command
+    keeping("buildah", folder)
 }
 
 /// podman, with everything it keeps below `folder`.
 pub fn podman(folder: &Path) -> Command {
-    let mut command = program("podman", "podman");
+    let mut command = keeping("podman", folder);
     command
-        .arg("--root")
-        .arg(folder.join("podman"))
-        .arg("--runroot")
-        .arg(folder.join("podman-run"))
         .arg("--tmpdir")
         .arg(folder.join("podman-tmp"))
-        .args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"])
+        .args(["--cgroup-manager", "cgroupfs"])
         .args(["--events-backend", "file"]);
+    command
+}
+
+/// A program of the containers project that keeps its images below `folder`.
+fn keeping(name: &str, folder: &Path) -> Command {
+    let mut command = program(name, name);
+    command
+        .arg("--root")
+        .arg(folder.join(name))
+        .arg("--runroot")
+        .arg(folder.join(format!("{name}-run")))
+        .args(["--storage-driver", "vfs"]);
     command
 }
 
