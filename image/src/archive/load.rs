@@ -101,7 +101,8 @@ fn read_archive(
     let bad = in_archive(path);
     let stream = decompress(BufReader::with_capacity(BUFFER, stream))
         .map_err(|e| bad(format!("it is no archive: {e}")))?;
-    let mut archive = Archive::new(stream, u64::MAX);
+    // No more than a disk may be made of: a bomb ends there, if the store's disk has not before.
+    let mut archive = Archive::new(stream, Limits::default().layer_bytes);
     let mut entry = Entry::default();
     let mut files = HashMap::new();
     while archive
@@ -287,10 +288,8 @@ impl<'a> Loading<'a> {
             },
             Files::Folder(folder) => {
                 let path = folder.join(name);
-                let file = match File::open(&path) {
-                    Ok(file) => file,
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-                    Err(e) => return Err(io_error("open", &path)(e)),
+                let Some((file, _)) = self.open(&path)? else {
+                    return Ok(None);
                 };
                 let mut bytes = Vec::new();
                 file.take(most.saturating_add(1))
@@ -321,21 +320,29 @@ impl<'a> Loading<'a> {
         Ok(None)
     }
 
+    /// Opens a file of the folder, if it is there, and tells its size.
+    fn open(&self, path: &Path) -> Result<Option<(File, u64)>> {
+        let metadata = match fs::metadata(path) {
+            Ok(metadata) => metadata,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io_error("open", path)(e)),
+        };
+        // To open a pipe would be to wait for somebody who writes to it.
+        if !metadata.is_file() {
+            return Err(self.bad(format!("{} is no file", path.display())));
+        }
+        let file = File::open(path).map_err(io_error("open", path))?;
+        Ok(Some((file, metadata.len())))
+    }
+
     fn take(&self, folder: &Path, name: &str) -> Result<Option<(Digest, u64)>> {
         let Some(name) = clean_name(name.as_bytes()) else {
             return Ok(None);
         };
         let path = folder.join(&name);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(io_error("open", &path)(e)),
+        let Some((file, size)) = self.open(&path)? else {
+            return Ok(None);
         };
-        let metadata = file.metadata().map_err(io_error("read", &path))?;
-        if !metadata.is_file() {
-            return Err(self.bad(format!("its {name} is no file")));
-        }
-        let size = metadata.len();
         let item = short_item(&name);
         let mut writer = self.store.blob_writer()?;
         copy(&mut file.take(size), &mut writer, size, |done| {

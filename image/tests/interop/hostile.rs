@@ -8,6 +8,7 @@ use bulkhead_image::archive::{LoadOptions, load};
 use bulkhead_image::progress::Silent;
 use bulkhead_image::registry::{Access, Credentials, PullOptions, pull};
 use bulkhead_image::{Digest, Store};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
 use crate::http::{Answer, Asked, serve};
@@ -278,6 +279,25 @@ fn layout_when_it_lies_is_refused() {
     let error = load(&place.store, &folder, &LoadOptions::default(), &Silent).expect_err("refused");
     assert!(error.to_string().contains("digest"), "{error}");
     assert!(place.store.images().expect("images").is_empty());
+}
+
+#[test]
+fn layout_when_a_file_of_it_is_a_pipe_is_refused_and_not_waited_for() {
+    let place = Place::new();
+    for name in ["index.json", "manifest.json"] {
+        let folder = folder(&place, &[("oci-layout", b"{}".to_vec())]);
+        mknodat(
+            CWD,
+            folder.join(name),
+            FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        )
+        .expect("made");
+        let error = load(&place.store, &folder, &LoadOptions::default(), &Silent);
+        let error = error.expect_err("refused").to_string();
+        assert!(error.contains("is no file"), "{error}");
+    }
 }
 
 #[test]
