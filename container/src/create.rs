@@ -51,7 +51,18 @@ pub enum Rootfs {
         lower: Lower,
         /// Where changes go.
         upper: Upper,
+        /// What is written before the program is there, and whether or not it may write.
+        files: Vec<NewFile>,
     },
+}
+
+/// A file of a new root filesystem: root's, and readable to everybody. It takes the place of what the image has there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewFile {
+    /// Absolute. Of its directories only the last may be missing.
+    pub path: String,
+    /// What it holds.
+    pub data: Vec<u8>,
 }
 
 /// An image.

@@ -33,7 +33,7 @@ mod users;
 
 pub use cgroup::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
 pub use container::Container;
-pub use create::{Bundle, Create, Lower, Pipes, Rootfs, Stdio, TerminalSize, Upper};
+pub use create::{Bundle, Create, Lower, NewFile, Pipes, Rootfs, Stdio, TerminalSize, Upper};
 pub use error::Error;
 pub use exec::Exec;
 pub use state::{State, Status};

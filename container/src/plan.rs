@@ -175,6 +175,11 @@ pub enum Operation {
     ChangeRootBack,
     /// The current directory becomes the root, and what was the root is gone.
     Pivot,
+    /// A file of the new root, in the place of what is there.
+    NewFile {
+        path: CString,
+        data: Vec<u8>,
+    },
     Propagate {
         flags: MountPropagationFlags,
         target: CString,
@@ -302,6 +307,7 @@ impl Operation {
             O::AwaitHooks => ("wait for", "hooks".into()),
             O::ChangeRootBack => ("leave", "the root filesystem".into()),
             O::Pivot => ("pivot to", "the root filesystem".into()),
+            O::NewFile { path: p, .. } => ("write", path(p)),
             O::Propagate { target, .. } => ("change the propagation of", path(target)),
             O::Mount(Mount { target, kind, .. }) => {
                 ("mount", format!("{} on {}", path(kind), path(target)))

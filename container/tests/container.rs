@@ -4,8 +4,77 @@
 
 mod common;
 
-use bulkhead_container::{Error, Lower, Rootfs, Upper};
+use std::fs;
+
+use bulkhead_container::spec::Root;
+use bulkhead_container::{Error, Lower, NewFile, Rootfs, Upper};
 use common::*;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+#[test]
+fn file_when_given_then_it_is_there_whatever_the_image_has_and_even_read_only() {
+    let root = rootfs();
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    let in_image = |name: &str| root.path().join("etc").join(name);
+    fs::write(
+        in_image("plain"),
+        "of the image, and longer than what is given",
+    )
+    .unwrap();
+    std::os::unix::fs::symlink(outside.path(), in_image("link")).unwrap();
+    mknodat(
+        CWD,
+        in_image("fifo"),
+        FileType::Fifo,
+        Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    let paths = [
+        "/etc/plain",
+        "/etc/link",
+        "/etc/fifo",
+        "/etc/new",
+        "/none/new",
+    ];
+    let file = |path: &&str| NewFile {
+        path: (*path).into(),
+        data: format!("{path}\n").into_bytes(),
+    };
+    let with = |paths: &[&str]| {
+        let mut rootfs = overlay(root.path());
+        if let Rootfs::Overlay { files, .. } = &mut rootfs {
+            files.extend(paths.iter().map(file));
+        }
+        rootfs
+    };
+    let command = format!(
+        "stat -c '%F %a %u' {0}; cat {0}; > /etc/new",
+        paths.join(" ")
+    );
+    let mut spec = spec(&command);
+    spec.root = Some(Root {
+        path: "unused".into(),
+        readonly: true,
+    });
+    let output = run(&spec, with(&paths)).unwrap();
+    let expected = "regular file 644 0\n".repeat(5) + &paths.join("\n") + "\n";
+    assert_eq!(output.stdout, expected);
+    assert!(
+        output.stderr.contains("Read-only file system"),
+        "{}",
+        output.stderr
+    );
+    assert!(fs::read(outside.path()).unwrap().is_empty());
+    for (path, part) in [
+        ("/etc", "write"),
+        ("/a/b/c", "write"),
+        ("relative", "rootfs.files"),
+    ] {
+        let error = run(&spec, with(&[path])).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
 
 #[test]
 fn program_when_run_then_its_output_and_code() {
@@ -143,6 +212,7 @@ fn image_when_erofs_then_changes_go_to_the_upper_layer_and_stay() {
     let rootfs = || Rootfs::Overlay {
         lower: Lower::ErofsFile(image.path().into()),
         upper: Upper::Directory(upper.path().into()),
+        files: Vec::new(),
     };
     succeed(&spec("echo hi > /tmp/file; rm /etc/group"), rootfs());
     let text = succeed(&spec("cat /tmp/file; ls /etc; stat -c %a /"), rootfs());

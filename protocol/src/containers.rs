@@ -34,6 +34,19 @@ pub struct Rootfs {
     /// Where changes go; a tmpfs without a limit of its own if absent.
     #[serde(default)]
     pub upper: Upper,
+    /// Files that take the place of what the lower layer has there, whether or not the program may
+    /// write.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<NewFile>,
+}
+
+/// A file of a [`Rootfs`]: root's, and readable to everybody.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewFile {
+    /// Absolute. Of its folders only the last may be missing.
+    pub path: String,
+    /// What it holds.
+    pub text: String,
 }
 
 /// The lower layer of a [`Rootfs`].

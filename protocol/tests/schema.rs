@@ -182,6 +182,10 @@ fn container_documents() -> Vec<(&'static str, Value)> {
         upper: Upper::Tmpfs {
             size_bytes: Some(1),
         },
+        files: vec![NewFile {
+            path: "/etc/hostname".into(),
+            text: "web\n".into(),
+        }],
     };
     let state = ContainerState {
         id: "web".into(),
@@ -207,6 +211,7 @@ fn container_documents() -> Vec<(&'static str, Value)> {
                 init: true,
             }),
         ),
+        ("NewFile", json(&rootfs.files[0])),
         ("Lower", json(&rootfs.lower)),
         ("Lower", json(Lower::Directory("/x".into()))),
         ("Upper", json(&rootfs.upper)),
@@ -380,6 +385,7 @@ fn required_fields_when_one_is_missing_then_the_document_is_refused() {
             "Entropy" => serde_json::from_value::<Entropy>(v).is_ok(),
             "CreateContainer" => serde_json::from_value::<CreateContainer<Value>>(v).is_ok(),
             "Rootfs" => serde_json::from_value::<Rootfs>(v).is_ok(),
+            "NewFile" => serde_json::from_value::<NewFile>(v).is_ok(),
             "Lower" => serde_json::from_value::<Lower>(v).is_ok(),
             "Upper" => serde_json::from_value::<Upper>(v).is_ok(),
             "TerminalSize" => serde_json::from_value::<TerminalSize>(v).is_ok(),

@@ -102,6 +102,7 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         O::AwaitHooks => channel::await_hooks(state.channel()?),
         O::ChangeRootBack => root::change_root_back(state),
         O::Pivot => root::pivot(),
+        O::NewFile { path, data } => root::new_file(path, data),
         O::Propagate { flags, target } => rustix::mount::mount_change(target, *flags),
         O::Mount(mount) => mounts::mount(mount),
         O::Open(mount) => mounts::open(mount, state),

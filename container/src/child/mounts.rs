@@ -283,6 +283,11 @@ pub fn write(directory: BorrowedFd, path: &CStr, data: &[u8]) -> Result<(), Errn
         OFlags::WRONLY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
+    write_all(file, data)
+}
+
+/// In one call: what cannot take all takes nothing.
+pub fn write_all(file: OwnedFd, data: &[u8]) -> Result<(), Errno> {
     match write_some(file, data)? {
         written if written == data.len() => Ok(()),
         _ => Err(Errno::IO),

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, chownat, mkdir, openat, stat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, chownat, mkdir, openat, stat, unlink};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount as mount2, mount_change,
@@ -12,7 +12,7 @@ use rustix::mount::{
 use rustix::process::{Gid, Uid, chdir, chroot, fchdir, pivot_root};
 
 use super::State;
-use super::mounts::{MODE, THIS};
+use super::mounts::{MODE, THIS, write_all};
 use crate::sys;
 
 pub fn make_private() -> Result<(), Errno> {
@@ -99,4 +99,24 @@ pub fn pivot() -> Result<(), Errno> {
     // mounted below it.
     pivot_root(c".", c".")?;
     unmount(c".", UnmountFlags::DETACH)
+}
+
+/// Writes a file that was not there. Nothing of the image is opened: it may be a device, or a FIFO.
+pub fn new_file(path: &CStr, data: &[u8]) -> Result<(), Errno> {
+    match unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let create = || openat(CWD, path, flags, Mode::from_raw_mode(0o644));
+    let file = match create() {
+        Err(Errno::NOENT) => {
+            let name = path.to_bytes();
+            let end = name.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+            mkdir(name.get(..end).ok_or(Errno::NOENT)?, MODE)?;
+            create()?
+        }
+        file => file?,
+    };
+    write_all(file, data)
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, open_tree};
 
-use super::options;
+use super::{absolute, c_string, options};
 use crate::create::{Lower, Rootfs, Upper};
 use crate::error::Error;
 use crate::namespaces::Namespaces;
@@ -29,6 +29,7 @@ pub fn enter(
         .and_then(|linux| linux.rootfs_propagation.as_deref())
         .filter(|p| !p.is_empty());
     propagation.map(read_propagation).transpose()?;
+    let mut files = Vec::new();
     operations.push(O::PrivateMounts);
     match rootfs {
         Rootfs::Directory(path) => {
@@ -59,7 +60,12 @@ pub fn enter(
                 "hooks of the creation need a directory as root filesystem, not an overlay";
             return Err(Error::invalid("hooks", problem));
         }
-        Rootfs::Overlay { lower, upper } => {
+        Rootfs::Overlay {
+            lower,
+            upper,
+            files: new,
+        } => {
+            files.extend(new);
             if namespaces.is_new(NamespaceKind::User) {
                 let problem =
                     "a user namespace needs a directory as root filesystem, not an overlay";
@@ -70,6 +76,12 @@ pub fn enter(
         }
     }
     operations.push(if later { O::ChangeRoot } else { O::Pivot });
+    // While nothing is mounted in there, no link leads anywhere else.
+    for file in files {
+        let path = c_string("rootfs.files", &absolute("rootfs.files", &file.path)?)?;
+        let data = file.data.clone();
+        operations.push(O::NewFile { path, data });
+    }
     Ok(())
 }
 

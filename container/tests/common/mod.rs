@@ -104,6 +104,7 @@ pub fn overlay(root: &Path) -> Rootfs {
         upper: Upper::Tmpfs {
             size_bytes: Some(16 << 20),
         },
+        files: Vec::new(),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::http::Upgraded;
 use crate::log::{Stream, Writer};
 use crate::process::Process;
 use crate::record::{Config, Files, Processes, State, Status, Upper};
+use crate::spec;
 use crate::vm::{self, IMAGE_SERIAL, UPPER_SERIAL};
 
 /// How long a guest may take to boot. `BULKHEAD_BOOT_TIMEOUT` (seconds) replaces it.
@@ -80,6 +81,7 @@ impl<'a> Sandbox<'a> {
                         serial: UPPER_SERIAL.to_owned(),
                     },
                 },
+                files: spec::files(&config.spec),
             },
             stdin: config.stdin,
             terminal: task.terminal,

@@ -1,6 +1,7 @@
 //! From an image's configuration and what its user asked for to an OCI runtime specification.
 
 mod capabilities;
+mod files;
 mod process;
 
 use bulkhead_container::defaults;
@@ -12,6 +13,7 @@ use bulkhead_container::spec::{
 use oci_spec::image::ImageConfiguration;
 
 use crate::error::Error;
+pub use files::files;
 pub use process::exec_process;
 
 /// The version of the runtime specification.

@@ -3,7 +3,7 @@
 use std::io;
 
 use bulkhead_container::spec::{Process, Spec};
-use bulkhead_container::{Container, Create, Lower, Rootfs, Stdio, TerminalSize, Upper};
+use bulkhead_container::{Container, Create, Lower, NewFile, Rootfs, Stdio, TerminalSize, Upper};
 use bulkhead_protocol as api;
 use bulkhead_protocol::{CreateContainer, Event, EventKind, Exit};
 use rustix::process::{Pid, Signal, kill_process};
@@ -415,7 +415,15 @@ fn rootfs(wanted: &api::Rootfs) -> Result<Rootfs, Response> {
         },
         api::Upper::Disk { serial } => Upper::Disk(disk("upper.disk.serial", serial)?),
     };
-    Ok(Rootfs::Overlay { lower, upper })
+    let file = |file: &api::NewFile| NewFile {
+        path: file.path.clone(),
+        data: file.text.clone().into_bytes(),
+    };
+    Ok(Rootfs::Overlay {
+        lower,
+        upper,
+        files: wanted.files.iter().map(file).collect(),
+    })
 }
 
 /// The response for what the container crate refuses.

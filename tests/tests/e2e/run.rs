@@ -52,6 +52,25 @@ fn run_when_the_program_is_not_there_or_no_program_then_127_and_126() {
 }
 
 #[test]
+fn run_when_read_only_then_the_container_still_knows_its_name() {
+    let home = Home::with_busybox();
+    let script = "cat /etc/hostname /etc/hosts; ls /etc; (echo x > /etc/hosts) 2>&1";
+    let run = ["run", "--rm", "--read-only", "--hostname", "web.example"];
+    let run = [&run[..], &["busybox", "sh", "-c", script]].concat();
+    let (stdout, _) = home.expect_code(1, &run);
+    let (hosts, rest) = stdout
+        .split_once("127.0.0.1\tweb.example web\n")
+        .expect("its own address");
+    assert!(hosts.starts_with("web.example\n127.0.0.1\tlocalhost\n::1\tlocalhost "));
+    assert!(
+        rest.starts_with("group\nhostname\nhosts\npasswd\n")
+            && rest.ends_with("Read-only file system\n"),
+        "{rest}"
+    );
+    home.expect_nothing_left();
+}
+
+#[test]
 fn run_when_told_nonsense_then_one_sentence_and_125_and_no_container() {
     let home = Home::with_busybox();
     for arguments in [
