@@ -1,6 +1,6 @@
 //! Measures what the tests must not assert: how long things take. Prints medians as a table.
 //!
-//! `figures [N]` measures N times (5 if not said). Run by `make figures`, in both lanes. If
+//! `figures [N]` measures N times (5 if not said), and what is quick twice as often. Run by `make figures`, in both lanes. If
 //! `BULKHEAD_FIRECRACKER` names a static `firecracker`, it boots the same kernel and initramfs, in turn
 //! with us.
 
@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bulkhead_test_guest::REBOOT_PARAMETER;
+use bulkhead_tests::home::Home;
 use bulkhead_tests::lane::Lane;
 use bulkhead_tests::vm::{Setup, Vm};
 use bulkhead_tests::{artifacts, net, process};
@@ -36,6 +37,7 @@ fn main() {
         );
         measure("the agent: 2 vCPUs, the same", runs, || agent(2));
     });
+    containers(runs);
     measure("a one-program initramfs: 1 vCPU, 128 MiB", runs, || {
         let mut row = one_program();
         if let Some(firecracker) = std::env::var_os("BULKHEAD_FIRECRACKER") {
@@ -49,6 +51,28 @@ fn main() {
             ]);
         }
         row
+    });
+}
+
+/// Runs `true` in containers, from the command's start to its end.
+fn containers(runs: usize) {
+    let home = Home::with_busybox();
+    let took = |arguments: &[&str]| {
+        let start = Instant::now();
+        home.expect(arguments);
+        ms(start.elapsed())
+    };
+    measure("a container of busybox: 1 vCPU, 512 MiB", runs, || {
+        vec![(
+            "run --rm true, ms",
+            took(&["run", "--rm", "busybox", "true"]),
+        )]
+    });
+    home.expect(&[
+        "run", "--detach", "--name", "it", "busybox", "sleep", "1000000",
+    ]);
+    measure("in a container that runs", 2 * runs, || {
+        vec![("exec true, ms", took(&["exec", "it", "true"]))]
     });
 }
 
@@ -148,7 +172,7 @@ fn ms(duration: Duration) -> f64 {
 /// Runs `once` as often as asked and prints the median of each figure.
 fn measure(what: &str, runs: usize, once: impl Fn() -> Row) {
     let rows: Vec<Row> = (0..runs.max(1)).map(|_| once()).collect();
-    println!("\n{what}");
+    println!("\n{what}, {} times", rows.len());
     for (index, (name, _)) in rows[0].iter().enumerate() {
         let mut values: Vec<f64> = rows.iter().map(|row| row[index].1).collect();
         values.sort_by(f64::total_cmp);
