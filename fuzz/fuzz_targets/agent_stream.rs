@@ -18,15 +18,6 @@ struct Input {
     cuts: Vec<u8>,
 }
 
-const KINDS: [Kind; 6] = [
-    Kind::Stdin,
-    Kind::Stdout,
-    Kind::Stderr,
-    Kind::Error,
-    Kind::Exit,
-    Kind::Resize,
-];
-
 /// What came, data joined, up to the first error.
 fn decode<'a>(
     pieces: impl Iterator<Item = &'a [u8]>,
@@ -68,7 +59,7 @@ fuzz_target!(|input: Input| {
                 wire.extend_from_slice(bytes);
             }
             Item::Frame(kind, payload) => {
-                let kind = KINDS[usize::from(*kind) % KINDS.len()];
+                let kind = Kind::ALL[usize::from(*kind) % Kind::ALL.len()];
                 whole &= !kind.is_message() || payload.len() <= MAX_MESSAGE;
                 wire.extend(encode(kind, payload));
                 sent.extend_from_slice(payload);

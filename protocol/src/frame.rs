@@ -39,22 +39,23 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All there are.
+    pub const ALL: [Kind; 6] = [
+        Kind::Stdin,
+        Kind::Stdout,
+        Kind::Stderr,
+        Kind::Error,
+        Kind::Exit,
+        Kind::Resize,
+    ];
+
     /// Whether the payload is a whole and short, rather than a part of something endless.
     pub fn is_message(self) -> bool {
         matches!(self, Kind::Error | Kind::Exit | Kind::Resize)
     }
 
     fn of(byte: u8) -> Option<Self> {
-        [
-            Kind::Stdin,
-            Kind::Stdout,
-            Kind::Stderr,
-            Kind::Error,
-            Kind::Exit,
-            Kind::Resize,
-        ]
-        .into_iter()
-        .find(|&kind| kind as u8 == byte)
+        Kind::ALL.into_iter().find(|&kind| kind as u8 == byte)
     }
 }
 
