@@ -4,8 +4,8 @@ use std::io::{self, ErrorKind, Read, Write};
 
 use crate::http::{self, BodyDecoder, Framing, Head, Refusal, Response};
 
-/// How much is read at a time.
-const CHUNK: usize = 4096;
+/// How much is read at a time: each read is a system call, and what makes a container is some ten KiB.
+const CHUNK: usize = 16 << 10;
 /// How many requests are answered before other clients get their turn.
 const MAX_BURST: usize = 16;
 /// How many bytes a client may still send after its last answer before it is cut off.
@@ -237,9 +237,14 @@ impl<S: Stream> Connection<S> {
                 return Ok(Step::Answered);
             }
         };
-        if matches!(head.framing, Framing::Length(length) if length > limit as u64) {
-            return Err(Refusal::BodyTooLarge(limit));
-        }
+        let expected = match head.framing {
+            Framing::Length(length) if length > limit as u64 => {
+                return Err(Refusal::BodyTooLarge(limit));
+            }
+            // No longer than the limit, which is a usize.
+            Framing::Length(length) => length as usize,
+            Framing::Chunked => 0,
+        };
         let decoder = BodyDecoder::new(head.framing);
         if head.wants_continue && !decoder.is_over() && self.input.is_empty() {
             self.output
@@ -248,7 +253,8 @@ impl<S: Stream> Connection<S> {
         self.phase = Phase::Body(Box::new(Body {
             head,
             decoder,
-            bytes: Vec::new(),
+            // Memory that is not written to yet costs nothing, and growing is copying.
+            bytes: Vec::with_capacity(expected),
             limit,
         }));
         Ok(Step::Again)
