@@ -24,12 +24,17 @@ pub fn top(engine: &Engine, args: &TopArgs) -> Outcome {
     let processes = engine.processes(&entry)?.processes;
     let rows: Vec<_> = processes.iter().map(|process| json!(process)).collect();
     print_rows(&args.format, &rows, || {
+        // As the container counts them; the parent of its first process is nobody it knows.
+        let inside = |pid| {
+            let found = processes.iter().find(|process| process.pid == pid);
+            found.map_or(0, |process| process.container_pid)
+        };
         let mut table = Table::new(&["PID", "PPID", "UID", "STATE", "TIME", "RSS", "COMMAND"]);
         for process in &processes {
             let seconds = process.cpu_ns / 1_000_000_000;
             table.row(vec![
                 process.container_pid.to_string(),
-                process.parent_pid.to_string(),
+                inside(process.parent_pid).to_string(),
                 process.uid.to_string(),
                 printable(&process.state),
                 format!(
