@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
@@ -46,7 +47,8 @@ pub(crate) fn fork(
             child::run(&mut plan, Some(&theirs));
             sys::exit(127)
         }
-    })?;
+    })
+    .map_err(not_started)?;
     Ok(Started {
         pid,
         pidfd,
@@ -76,19 +78,32 @@ pub(crate) fn execute(
     let (channel, theirs) = needs_channel.then(channel).transpose()?.unzip();
     let mut plan = plan;
     let mut failed = None;
-    let mut run = || child::run(&mut plan, theirs.as_ref());
-    let (pid, pidfd) = fork_in(pids, || {
-        if borrows {
-            return sys::clone3_borrowing(cgroup, || failed = Some(run()));
-        }
-        match sys::clone3(0, cgroup)? {
-            Forked::Parent(pid, pidfd) => Ok((pid, pidfd)),
-            Forked::Child => {
-                run();
-                sys::exit(127)
+    let mut start = |plan: &mut Plan, cgroup| {
+        let mut run = || child::run(plan, theirs.as_ref());
+        fork_in(pids, || {
+            if borrows {
+                return sys::clone3_borrowing(cgroup, || failed = Some(run()));
             }
+            match sys::clone3(0, cgroup)? {
+                Forked::Parent(pid, pidfd) => Ok((pid, pidfd)),
+                Forked::Child => {
+                    run();
+                    sys::exit(127)
+                }
+            }
+        })
+    };
+    let started = match (start(&mut plan, cgroup), cgroup) {
+        (Err(Errno::AGAIN), Some(group)) => {
+            // It has as many processes as it may have, and none is born into it. One may enter it all the same.
+            let processes = processes_of(group).map_err(not_started)?;
+            let enter = Operation::EnterGroup { processes };
+            plan.operations.insert(0, enter);
+            start(&mut plan, None)
         }
-    })?;
+        (started, _) => started,
+    };
+    let (pid, pidfd) = started.map_err(not_started)?;
     drop(theirs);
     let mut terminal = None;
     if let Some(channel) = channel {
@@ -125,6 +140,12 @@ fn hide_memory() -> Result<(), Error> {
     Ok(())
 }
 
+/// The file that a process enters a control group by.
+fn processes_of(group: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    openat(group, "cgroup.procs", flags, Mode::empty())
+}
+
 /// The parent's end and the child's.
 fn channel() -> Result<(OwnedFd, OwnedFd), Error> {
     let kind = SocketType::SEQPACKET;
@@ -136,12 +157,11 @@ fn channel() -> Result<(OwnedFd, OwnedFd), Error> {
 fn fork_in(
     pids: Option<BorrowedFd<'_>>,
     fork: impl FnOnce() -> Result<(Pid, OwnedFd), Errno>,
-) -> Result<(Pid, OwnedFd), Error> {
-    let forked = match pids {
+) -> Result<(Pid, OwnedFd), Errno> {
+    match pids {
         None => fork(),
         Some(pids) => namespaces::fork_in(pids, libc::CLONE_NEWPID, fork).and_then(|forked| forked),
-    };
-    forked.map_err(not_started)
+    }
 }
 
 fn not_started(error: Errno) -> Error {

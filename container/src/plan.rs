@@ -129,6 +129,10 @@ pub enum Operation {
     /// Waits until the parent has done what only it can: the user namespace's mappings.
     AwaitParent,
     Undumpable,
+    /// Enters the control group whose `cgroup.procs` this is.
+    EnterGroup {
+        processes: OwnedFd,
+    },
     Join {
         namespace: Arc<OwnedFd>,
         flags: c_int,
@@ -295,6 +299,7 @@ impl Operation {
         match self {
             O::AwaitParent => ("map users into", "the user namespace".into()),
             O::Undumpable => ("protect", "the process from its neighbours".into()),
+            O::EnterGroup { .. } => ("enter", "the control group".into()),
             O::Join { name, .. } => ("join namespace", name.clone()),
             O::Unshare { name, .. } => ("make a namespace for", (*name).into()),
             O::BecomeRoot => ("become user 0 of", "the user namespace".into()),

@@ -60,7 +60,7 @@ fn memory_when_used_up_then_killed_and_said() {
 fn processes_when_too_many_then_no_more_are_forked() {
     let (root, group) = (rootfs(), Group::new("pids"));
     let pids = Some(LinuxPids { limit: 5 });
-    let mut spec = spec("for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; echo; cat");
+    let mut spec = spec("for i in 1 2 3 4; do sleep 1000 & done; wait");
     let resources = Resources {
         pids,
         ..Resources::default()
@@ -68,6 +68,10 @@ fn processes_when_too_many_then_no_more_are_forked() {
     let (mut container, pipes) = start(&group, &mut spec, resources, root.path());
     wait_for(|| container.stats().unwrap().pids.unwrap().current == 5);
     assert_eq!(container.stats().unwrap().pids.unwrap().limit, Some(5));
+    // Whoever is to look after it gets in, and does not fork either: a shell ends with 2 then.
+    let program = common::spec("sleep 1000 & exit 0").process.unwrap();
+    let exec = container.exec(&program, Stdio::Null).unwrap();
+    assert_eq!(wait(exec.pid()).code, 2);
     container.delete().unwrap();
     finish(container.pid(), pipes);
 }

@@ -78,6 +78,7 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
     match operation {
         O::AwaitParent => channel::await_go(state.channel()?),
         O::Undumpable => sys::set_undumpable(),
+        O::EnterGroup { processes } => rustix::io::write(processes, b"0").map(drop),
         O::Join {
             namespace, flags, ..
         } => process::join(namespace, *flags),
