@@ -36,16 +36,18 @@ fn try_keys_and_sizes(terminal: &mut Terminal) {
     terminal.wait_for("# ");
 
     // Each says when it is there.
-    terminal.type_in("sh -c 'echo here; exec sleep 1000'; echo code=$?\n");
-    terminal.wait_for("\nhere\r");
-    terminal.type_in(CTRL_C);
-    terminal.wait_for("code=130");
-    terminal.type_in(
-        "sh -c 'trap \"exit 9\" INT; echo here; while :; do sleep 1; done'; echo code=$?\n",
-    );
-    terminal.wait_for("\nhere\r");
-    terminal.type_in(CTRL_C);
-    terminal.wait_for("code=9");
+    for (script, code) in [
+        ("echo here; exec sleep 1000", 130),
+        (
+            "trap \"exit 9\" INT; echo here; while :; do sleep 1; done",
+            9,
+        ),
+    ] {
+        terminal.type_in(&format!("sh -c '{script}'\n"));
+        terminal.wait_for("\nhere\r");
+        terminal.type_in(CTRL_C);
+        expect_last_code(terminal, code);
+    }
 
     terminal.type_in("sh -c 'echo here; exec cat'\n");
     terminal.wait_for("\nhere\r");
@@ -62,11 +64,19 @@ fn try_keys_and_sizes(terminal: &mut Terminal) {
     expect_last_code(terminal, 0);
 
     let script = "trap \"stty size; exit 4\" WINCH; echo here; while :; do sleep 1; done";
-    terminal.type_in(&format!("sh -c '{script}'; echo code=$?\n"));
+    terminal.type_in(&format!("sh -c '{script}'\n"));
     terminal.wait_for("\nhere\r");
     terminal.resize(30, 100);
     terminal.wait_for("\n30 100\r");
-    terminal.wait_for("code=4");
+    expect_last_code(terminal, 4);
+}
+
+/// The shell is back at its prompt, and its last program has ended so.
+fn expect_last_code(terminal: &mut Terminal, code: u8) {
+    terminal.wait_for("# ");
+    terminal.type_in("echo code=$?\n");
+    terminal.wait_for(&format!("\ncode={code}\r"));
+    terminal.wait_for("# ");
 }
 
 #[test]
