@@ -21,6 +21,8 @@ pub struct Interrupt {
     status: AtomicU32,
     config_generation: AtomicU32,
     needs_reset: AtomicBool,
+    /// Status bits that are set at all times.
+    constant: AtomicU32,
 }
 
 impl Interrupt {
@@ -31,7 +33,16 @@ impl Interrupt {
             status: AtomicU32::new(0),
             config_generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
+            constant: AtomicU32::new(0),
         }
+    }
+
+    /// The line for another process, which serves the queues and asserts it by itself. It cannot set
+    /// the status bit that says what for, so from now on that is always set: a driver that looks at its
+    /// used rings once too often finds nothing there.
+    pub fn share_line(&self) -> io::Result<EventFd> {
+        self.constant.store(USED_RING, Ordering::Release);
+        self.line.try_clone()
     }
 
     /// The eventfd to bind to an interrupt of the VM.
@@ -64,7 +75,7 @@ impl Interrupt {
 
     /// The `InterruptStatus` register.
     pub fn status(&self) -> u32 {
-        self.status.load(Ordering::Acquire)
+        self.status.load(Ordering::Acquire) | self.constant.load(Ordering::Acquire)
     }
 
     /// The `InterruptACK` register: clears `bits`.
@@ -114,6 +125,20 @@ mod tests {
         assert_eq!(i.line().read().expect("line"), 2);
         i.acknowledge(USED_RING);
         assert_eq!(i.status(), CONFIG_CHANGE);
+    }
+
+    #[test]
+    fn line_when_shared_says_used_at_all_times() {
+        let i = interrupt();
+        let line = i.share_line().expect("line");
+        line.write(1).expect("write");
+        assert_eq!(i.line().read().expect("line"), 1);
+        i.acknowledge(USED_RING);
+        assert_eq!(i.status(), USED_RING);
+        i.signal_config();
+        i.acknowledge(CONFIG_CHANGE);
+        i.reset();
+        assert_eq!(i.status(), USED_RING);
     }
 
     #[test]

@@ -48,6 +48,7 @@ const HANDSHAKE: [u32; 4] = [
 pub struct MmioTransport {
     interrupt: Arc<Interrupt>,
     notifiers: Vec<EventFd>,
+    served_elsewhere: bool,
     name: String,
     state: Mutex<State>,
 }
@@ -80,9 +81,11 @@ impl MmioTransport {
             .iter()
             .map(|_| EventFd::new(flags))
             .collect::<io::Result<Vec<_>>>()?;
+        let served_elsewhere = device.take_notifiers(&notifiers)?;
         Ok(MmioTransport {
             interrupt: Arc::clone(&interrupt),
             notifiers,
+            served_elsewhere,
             name: device.name().to_owned(),
             state: Mutex::new(State {
                 device,
@@ -111,6 +114,11 @@ impl MmioTransport {
     /// One eventfd for each queue, to bind to [`QUEUE_NOTIFY`] with the queue's index as data match.
     pub fn notifiers(&self) -> &[EventFd] {
         &self.notifiers
+    }
+
+    /// Whether another process waits for the notifiers, so that nobody else must.
+    pub fn is_served_elsewhere(&self) -> bool {
+        self.served_elsewhere
     }
 
     /// What else the event loop should watch for the device.

@@ -12,6 +12,7 @@ pub mod chain;
 pub mod console;
 #[cfg(any(test, feature = "test-driver"))]
 pub mod driver;
+pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
@@ -22,6 +23,8 @@ pub mod wakeup;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::GuestMemory;
 use interrupt::Interrupt;
@@ -41,6 +44,8 @@ pub mod device_id {
     pub const BALLOON: u32 = 5;
     /// Socket device.
     pub const VSOCK: u32 = 19;
+    /// File system.
+    pub const FS: u32 = 26;
 }
 
 /// What the driver and the transport hand to a device when the driver sets `DRIVER_OK`.
@@ -118,6 +123,13 @@ pub trait VirtioDevice: Send {
 
     /// Receives the interrupt line, once, before anything else.
     fn set_interrupt(&mut self, interrupt: Arc<Interrupt>);
+
+    /// Offers the eventfds that the driver's notifications arrive at, one for each queue, once. A
+    /// device whose queues another process serves takes copies and says so with `true`: then the event
+    /// loop leaves them alone, and [`Self::process_queue`] is never called.
+    fn take_notifiers(&mut self, _notifiers: &[EventFd]) -> std::io::Result<bool> {
+        Ok(false)
+    }
 
     /// The driver is ready: start.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
