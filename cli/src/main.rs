@@ -14,6 +14,7 @@ mod values;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use bulkhead_engine::volumes::staging;
 use bulkhead_engine::{Engine, monitor};
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -65,6 +66,9 @@ enum Command {
     /// Stay with a sandbox
     #[command(name = monitor::COMMAND, hide = true)]
     Monitor(container::MonitorArgs),
+    /// Become a sandbox's file server
+    #[command(name = staging::COMMAND, hide = true)]
+    ServeFiles { staging: String },
 }
 
 fn main() -> ExitCode {
@@ -98,6 +102,13 @@ fn main() -> ExitCode {
             Ok(0)
         }
         Command::KeepTerminal => terminal::keep(),
+        Command::ServeFiles { staging } => match staging::run(&staging) {
+            Ok(()) => Ok(0),
+            Err(e) => {
+                eprintln!("{}{e}", staging::COMPLAINT);
+                Ok(FAILED)
+            }
+        },
         Command::Monitor(args) => engine()
             .map_err(Into::into)
             .and_then(|engine| args.run(&engine)),

@@ -29,6 +29,7 @@ mod state;
 mod status;
 #[allow(unsafe_code)]
 mod sys;
+mod tree;
 mod users;
 
 pub use cgroup::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
@@ -38,3 +39,4 @@ pub use error::Error;
 pub use exec::Exec;
 pub use state::{State, Status};
 pub use status::Exit;
+pub use tree::clone_tree;

@@ -200,6 +200,7 @@ pub enum Operation {
         target: CString,
         missing: Missing,
         source: String,
+        copy_up: bool,
     },
     MakeDirectory {
         place: Place,

@@ -74,6 +74,11 @@ impl Layout {
         self.root.join("names")
     }
 
+    /// The volumes, by their names.
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
     /// What is being made or removed. What lies here while nobody holds the [lock](Self::lock) is the
     /// remains of a killed process.
     pub fn unfinished(&self) -> PathBuf {

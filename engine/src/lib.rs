@@ -10,6 +10,7 @@ pub mod agent;
 pub mod artifacts;
 mod engine;
 mod error;
+mod ext4;
 pub mod http;
 mod images;
 mod layout;
@@ -22,6 +23,7 @@ mod process;
 pub mod record;
 pub mod spec;
 mod vm;
+pub mod volumes;
 
 pub use engine::{Engine, Entry, New, Start, Started};
 pub use error::{Error, Failure};

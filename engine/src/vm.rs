@@ -15,6 +15,7 @@ use bulkhead_vmm::config::{
 use crate::artifacts::{Artifact, Missing};
 use crate::error::{Error, cannot};
 use crate::record::{Config, Files, Machine, Upper};
+use crate::volumes::Attached;
 
 /// Serial of the disk with the image.
 pub const IMAGE_SERIAL: &str = "image";
@@ -48,7 +49,7 @@ impl Machine {
 }
 
 /// The machine's document.
-pub fn describe(config: &Config, files: &Files) -> Result<VmConfig, Missing> {
+pub fn describe(config: &Config, files: &Files, volumes: &Attached) -> Result<VmConfig, Missing> {
     let disk = |path: &Path, read_only, serial: Option<&str>| DiskConfig {
         path: path.to_owned(),
         read_only,
@@ -62,6 +63,7 @@ pub fn describe(config: &Config, files: &Files) -> Result<VmConfig, Missing> {
     if let Upper::Disk { .. } = config.upper {
         disks.push(disk(&files.upper(), false, Some(UPPER_SERIAL)));
     }
+    disks.extend(volumes.disks.iter().cloned());
     Ok(VmConfig {
         cpus: config.machine.cpus,
         memory_mib: config.machine.memory_mib,
@@ -72,6 +74,7 @@ pub fn describe(config: &Config, files: &Files) -> Result<VmConfig, Missing> {
         },
         disks,
         nets: Vec::new(),
+        shares: volumes.shares.clone(),
         vsock: Some(VsockConfig {
             cid: 3,
             path: files.vsock(),
@@ -91,8 +94,8 @@ pub fn describe(config: &Config, files: &Files) -> Result<VmConfig, Missing> {
 }
 
 /// Starts the machine. It ends with this thread.
-pub fn spawn(config: &Config, files: &Files) -> Result<Child, Error> {
-    let machine = describe(config, files)?;
+pub fn spawn(config: &Config, files: &Files, volumes: &Attached) -> Result<Child, Error> {
+    let machine = describe(config, files, volumes)?;
     let document = serde_json::to_vec(&machine).map_err(cannot("describe the machine"))?;
     let program = Artifact::Vmm.find()?;
     let starting = || format!("start {}", program.display());

@@ -13,6 +13,10 @@ pub struct CreateContainer<S> {
     pub spec: S,
     /// What the container's root is made of.
     pub rootfs: Rootfs,
+    /// What is mounted in [`VOLUMES`] while the container is made, so that bind mounts of `spec` can
+    /// have their sources there. What they took lives and ends with the container.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
     /// Whether the program's standard input is a stream that clients write to; otherwise it is
     /// `/dev/null`. A terminal always is one.
     #[serde(default)]
@@ -80,6 +84,31 @@ impl Default for Upper {
     fn default() -> Self {
         Upper::Tmpfs { size_bytes: None }
     }
+}
+
+/// The folder of the guest in which a [`Volume`] is mounted under its name.
+pub const VOLUMES: &str = "/run/volumes";
+
+/// A file system that containers get parts of by bind mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The name of its folder in [`VOLUMES`], made like a container's `id`.
+    pub name: String,
+    /// Where it is.
+    #[serde(flatten)]
+    pub source: VolumeSource,
+}
+
+/// Where a [`Volume`] is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeSource {
+    /// A virtio-fs device, which has this tag.
+    Share(String),
+    /// An EROFS on the virtio block device with this serial.
+    Erofs(String),
+    /// An ext4 on the virtio block device with this serial.
+    Ext4(String),
 }
 
 /// A terminal's size; also the body of `resize` and the payload of a resize frame.
@@ -198,6 +227,30 @@ pub const EXEC_ID_HEADER: &str = "Bulkhead-Exec";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn volume_when_read_then_as_documented() {
+        let read = |text: &str| serde_json::from_str::<Volume>(text).expect("volume");
+        let volume = |source| Volume {
+            name: "a".into(),
+            source,
+        };
+        for (text, source) in [
+            (
+                r#"{"name":"a","share":"t"}"#,
+                VolumeSource::Share("t".into()),
+            ),
+            (
+                r#"{"name":"a","erofs":"s"}"#,
+                VolumeSource::Erofs("s".into()),
+            ),
+            (r#"{"name":"a","ext4":"s"}"#, VolumeSource::Ext4("s".into())),
+        ] {
+            let volume = volume(source);
+            assert_eq!(read(text), volume);
+            assert_eq!(serde_json::to_string(&volume).expect("text"), text);
+        }
+    }
 
     #[test]
     fn rootfs_when_read_then_as_documented() {

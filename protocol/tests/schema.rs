@@ -199,6 +199,12 @@ fn container_documents() -> Vec<(&'static str, Value)> {
     let disk = Upper::Disk {
         serial: "upper".into(),
     };
+    let volume = |source| {
+        json(Volume {
+            name: "data".into(),
+            source,
+        })
+    };
     vec![
         (
             "CreateContainer",
@@ -206,12 +212,19 @@ fn container_documents() -> Vec<(&'static str, Value)> {
                 id: "web".into(),
                 spec: serde_json::json!({"ociVersion": "1.2.0"}),
                 rootfs: rootfs.clone(),
+                volumes: vec![Volume {
+                    name: "data".into(),
+                    source: VolumeSource::Share("host".into()),
+                }],
                 stdin: true,
                 terminal: Some(terminal),
                 init: true,
             }),
         ),
         ("NewFile", json(&rootfs.files[0])),
+        ("Volume", volume(VolumeSource::Share("host".into()))),
+        ("Volume", volume(VolumeSource::Erofs("data".into()))),
+        ("Volume", volume(VolumeSource::Ext4("data".into()))),
         ("Lower", json(&rootfs.lower)),
         ("Lower", json(Lower::Directory("/x".into()))),
         ("Upper", json(&rootfs.upper)),
@@ -386,6 +399,7 @@ fn required_fields_when_one_is_missing_then_the_document_is_refused() {
             "CreateContainer" => serde_json::from_value::<CreateContainer<Value>>(v).is_ok(),
             "Rootfs" => serde_json::from_value::<Rootfs>(v).is_ok(),
             "NewFile" => serde_json::from_value::<NewFile>(v).is_ok(),
+            "Volume" => serde_json::from_value::<Volume>(v).is_ok(),
             "Lower" => serde_json::from_value::<Lower>(v).is_ok(),
             "Upper" => serde_json::from_value::<Upper>(v).is_ok(),
             "TerminalSize" => serde_json::from_value::<TerminalSize>(v).is_ok(),

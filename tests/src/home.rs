@@ -11,7 +11,7 @@ use crate::lane::patience;
 use crate::{artifacts, process};
 
 /// Programs of the image, all of them busybox.
-const APPLETS: [&str; 22] = [
+const APPLETS: [&str; 23] = [
     "cat",
     "chmod",
     "date",
@@ -24,6 +24,7 @@ const APPLETS: [&str; 22] = [
     "hostname",
     "id",
     "kill",
+    "ln",
     "ls",
     "mkdir",
     "mount",

@@ -15,6 +15,7 @@ use bulkhead_devices::virtio::VirtioDevice;
 use bulkhead_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle};
 use bulkhead_devices::virtio::block::{Block, BlockConfig, BlockError, Engine};
 use bulkhead_devices::virtio::console::{Console, ConsoleConfig, ConsoleHandle};
+use bulkhead_devices::virtio::fs::{Fs, FsConfig, FsError};
 use bulkhead_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use bulkhead_devices::virtio::net::mac::ParseMacError;
 use bulkhead_devices::virtio::net::tap::{Tap, TapError};
@@ -25,6 +26,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 
 use crate::boot::layout::{SERIAL_IRQ, VIRTIO_IRQS, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
 use crate::config::{self, VmConfig};
+use crate::exit::{ExitSlot, VmExit};
 use crate::vcpu::Buses;
 
 /// Why a device could not be had.
@@ -44,6 +46,9 @@ pub enum AttachError {
         /// What is wrong.
         source: ParseMacError,
     },
+    /// A share.
+    #[error(transparent)]
+    Fs(#[from] FsError),
     /// The socket device.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -92,8 +97,12 @@ pub fn virtio_slot(index: usize) -> (u64, u32) {
 
 impl Devices {
     /// Opens everything that `config` names. Nothing is wired to a VM yet, so that a disk that is not
-    /// there costs no VM.
-    pub fn open(config: &VmConfig, memory: &Arc<GuestMemory>) -> Result<Self, AttachError> {
+    /// there costs no VM. A device that is lost later says so in `exit`.
+    pub fn open(
+        config: &VmConfig,
+        memory: &Arc<GuestMemory>,
+        exit: &Arc<ExitSlot>,
+    ) -> Result<Self, AttachError> {
         let guest_exit = Arc::new(ExitSignal::new().map_err(host("exit"))?);
         let mut buses = Buses::default();
         let mut devices = Devices {
@@ -118,6 +127,16 @@ impl Devices {
         for (index, net) in config.nets.iter().enumerate() {
             let net = open_net(net, format!("net{index}"))?;
             devices.add_virtio(Box::new(net), memory, &mut buses)?;
+        }
+        for (index, share) in config.shares.iter().enumerate() {
+            let exit = Arc::clone(exit);
+            let fs = Fs::connect(FsConfig {
+                name: format!("fs{index}"),
+                tag: share.tag.clone(),
+                socket: share.socket.clone(),
+                lost: Box::new(move |why| exit.report(VmExit::DeviceLost(why))),
+            })?;
+            devices.add_virtio(Box::new(fs), memory, &mut buses)?;
         }
         if let Some(vsock) = &config.vsock {
             let vsock = Vsock::new(VsockConfig {

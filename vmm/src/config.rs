@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_devices::rate_limiter::RateLimit;
 use bulkhead_devices::virtio::console::WindowSize;
+pub use bulkhead_devices::virtio::fs::MAX_TAG;
 use bulkhead_devices::virtio::vsock::DirectSocket;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,9 @@ pub struct VmConfig {
     /// Network cards, in the order the guest sees them: `eth0`, `eth1`...
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// Folders that file servers share with the guest.
+    #[serde(default)]
+    pub shares: Vec<ShareConfig>,
     /// The socket device.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
@@ -108,6 +112,17 @@ pub struct NetConfig {
     /// A bound on its speed, for each direction.
     #[serde(default)]
     pub rate_limit: Option<RateLimit>,
+}
+
+/// A virtio-fs device, whose requests a file server (`virtiofsd`) answers by the vhost-user protocol.
+/// With one of these, guest memory is a memfd, as the server maps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// The name under which the guest mounts it, 1 to [`MAX_TAG`] bytes.
+    pub tag: String,
+    /// The socket that the server listens on.
+    pub socket: PathBuf,
 }
 
 /// The socket device and its Unix sockets.
@@ -249,6 +264,9 @@ pub enum ConfigError {
     /// More devices than there are interrupt lines.
     #[error("{0} virtio devices are too many: a VM has at most {MAX_VIRTIO_DEVICES}")]
     TooManyDevices(usize),
+    /// A share's name that no guest could ask for.
+    #[error("`{0}` cannot be a share's tag: give 1 to {MAX_TAG} bytes, and each share its own")]
+    Tag(String),
     /// A guest address that is taken by the host or reserved.
     #[error("vsock CID {0} is reserved: give one from 3 to 4294967294")]
     Cid(u64),
@@ -295,6 +313,12 @@ impl VmConfig {
         if devices > MAX_VIRTIO_DEVICES {
             return Err(ConfigError::TooManyDevices(devices));
         }
+        for (index, ShareConfig { tag, .. }) in self.shares.iter().enumerate() {
+            let is_taken = self.shares[..index].iter().any(|other| other.tag == *tag);
+            if tag.is_empty() || tag.len() > MAX_TAG || tag.contains('\0') || is_taken {
+                return Err(ConfigError::Tag(tag.clone()));
+            }
+        }
         if let Some(vsock) = &self.vsock
             && !(3..u64::from(u32::MAX)).contains(&vsock.cid)
         {
@@ -307,6 +331,7 @@ impl VmConfig {
     pub fn virtio_devices(&self) -> usize {
         self.disks.len()
             + self.nets.len()
+            + self.shares.len()
             + usize::from(self.vsock.is_some())
             + usize::from(self.console == ConsoleConfig::Stdio)
             + usize::from(self.rng)
@@ -362,6 +387,24 @@ mod tests {
                 ..minimal()
             };
             assert!(config.validate().is_err(), "{cpus} CPUs, {memory_mib} MiB");
+        }
+        let share = |tag: &str| ShareConfig {
+            tag: tag.to_owned(),
+            socket: "s".into(),
+        };
+        for (tags, good) in [
+            (&["a", "b"][..], true),
+            (&["a", "a"], false),
+            (&[""], false),
+            (&["a\0"], false),
+            (&[&"x".repeat(36)], true),
+            (&[&"x".repeat(37)], false),
+        ] {
+            let config = VmConfig {
+                shares: tags.iter().map(|tag| share(tag)).collect(),
+                ..minimal()
+            };
+            assert_eq!(config.validate().is_ok(), good, "{tags:?}");
         }
         let config = VmConfig {
             vsock: Some(VsockConfig {

@@ -92,7 +92,11 @@ struct VirtioSource(Arc<MmioTransport>);
 impl MutEventSubscriber for VirtioSource {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let name = self.0.name();
-        for (index, notifier) in (QUEUE_TOKENS..).zip(self.0.notifiers()) {
+        let notifiers = match self.0.is_served_elsewhere() {
+            true => &[],
+            false => self.0.notifiers(),
+        };
+        for (index, notifier) in (QUEUE_TOKENS..).zip(notifiers) {
             // On the edge, so that the counter never needs to be read: every notification is an edge,
             // and that saves a system call for each. (2^64 of them before the counter is full.)
             let events = EventSet::IN | EventSet::EDGE_TRIGGERED;

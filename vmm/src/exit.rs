@@ -20,6 +20,8 @@ pub enum VmExit {
     Panic,
     /// A fault while handling a double fault: the processor gave up.
     TripleFault,
+    /// The process that served a device is gone, and with it what the guest was promised.
+    DeviceLost(String),
     /// KVM could not go on and the VMM could not help: what it met, with registers.
     Unsupported(String),
 }
@@ -33,6 +35,7 @@ impl VmExit {
             VmExit::Panic => 11,
             VmExit::TripleFault => 12,
             VmExit::Unsupported(_) => 13,
+            VmExit::DeviceLost(_) => 14,
         }
     }
 }
@@ -50,7 +53,7 @@ impl fmt::Display for VmExit {
             VmExit::TripleFault => {
                 f.write_str("the guest's processor shut down after a triple fault")
             }
-            VmExit::Unsupported(what) => f.write_str(what),
+            VmExit::Unsupported(what) | VmExit::DeviceLost(what) => f.write_str(what),
         }
     }
 }
@@ -115,6 +118,7 @@ mod tests {
             VmExit::Panic,
             VmExit::TripleFault,
             VmExit::Unsupported(String::new()),
+            VmExit::DeviceLost(String::new()),
         ];
         let mut codes: Vec<u8> = bad.iter().map(VmExit::code).collect();
         codes.push(CANNOT_START);

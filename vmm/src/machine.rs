@@ -147,11 +147,15 @@ impl Machine {
         if assisted {
             assist::prepare_vm(&vm);
         }
-        let memory = Arc::new(memory::allocate(config.memory_mib, Backing::preferred())?);
+        let backing = match config.shares.is_empty() {
+            true => Backing::preferred(),
+            false => Backing::Shared,
+        };
+        let memory = Arc::new(memory::allocate(config.memory_mib, backing)?);
         memory::register(&vm, &memory)?;
         times.memory_ns = timing::now();
 
-        let devices = Devices::open(&config, &memory)?;
+        let devices = Devices::open(&config, &memory, &exit)?;
         let loaded = kernel::load(&memory, &kernel_file, &config.kernel.path)?;
         let initrd = match (&initrd_file, &config.kernel.initrd) {
             (Some(file), Some(path)) => Some(initrd::load(&memory, file, path, &loaded)?),

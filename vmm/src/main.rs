@@ -20,7 +20,8 @@ Usage: bulkhead-vmm --config FILE [--die-with-parent] [--cleanup PATH]...
   --help             print this
 
 Exit codes: 0 the guest powered off or the VM was stopped, 10 the guest asked for a reset,
-11 its kernel panicked, 12 triple fault, 13 KVM could not go on, 125 the VM could not be started.
+11 its kernel panicked, 12 triple fault, 13 KVM could not go on, 14 the process that served a device is gone,
+125 the VM could not be started.
 ";
 
 struct Arguments {

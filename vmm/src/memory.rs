@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 use bulkhead_devices::GuestMemory;
 use kvm_bindings::kvm_userspace_memory_region;
@@ -37,8 +37,11 @@ pub enum MemoryError {
 pub enum Backing {
     /// Memory of this process alone.
     Anonymous,
-    /// A memfd, which a second process (a vhost-user back end, a snapshot) can map as well.
+    /// A memfd. Parts of it may be covered by what was loaded into memory.
     Memfd,
+    /// A memfd that a second process (a vhost-user back end) maps as well: all of memory is in it, and
+    /// no process can take any of it away.
+    Shared,
 }
 
 impl Backing {
@@ -89,9 +92,9 @@ pub fn allocate(mib: u64, backing: Backing) -> Result<GuestMemory, MemoryError> 
             let _room = align_next_mapping(ranges[0].1);
             GuestMemory::from_ranges(&ranges)?
         }
-        Backing::Memfd => {
+        Backing::Memfd | Backing::Shared => {
             let failed = |source| MemoryError::Allocate { mib, source };
-            let file = memfd(size).map_err(failed)?;
+            let file = memfd(size, backing).map_err(failed)?;
             let mut offset = 0;
             let mut with_files = Vec::with_capacity(ranges.len());
             for (start, len) in ranges {
@@ -152,17 +155,42 @@ fn align_next_mapping(len: usize) -> Option<Filler> {
 /// Bytes in a huge page of x86-64.
 const HUGE_PAGE: usize = 2 << 20;
 
-fn memfd(size: u64) -> io::Result<File> {
+fn memfd(size: u64, backing: Backing) -> io::Result<File> {
+    let flags = match backing {
+        Backing::Shared => libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+        _ => libc::MFD_CLOEXEC,
+    };
     // SAFETY: the name is a valid C string; a non-negative result is a descriptor that we then own.
     let file = unsafe {
-        let fd = libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC);
+        let fd = libc::memfd_create(c"guest-memory".as_ptr(), flags);
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         File::from_raw_fd(fd)
     };
     file.set_len(size)?;
+    if backing == Backing::Shared {
+        // SAFETY: takes no pointer; the descriptor is ours.
+        let sealed = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS) };
+        if sealed < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
     Ok(file)
+}
+
+/// What holds of memory that is shared: it keeps its size, so that nobody can pull it from under another.
+const SEALS: libc::c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+
+/// Whether `memory` is [`Backing::Shared`]: then all that is in it must be in its file.
+pub fn is_shared(memory: &GuestMemory) -> bool {
+    memory.iter().any(|region| {
+        region.file_offset().is_some_and(|file| {
+            // SAFETY: takes no pointer; the descriptor is open as long as the region is there.
+            let seals = unsafe { libc::fcntl(file.file().as_raw_fd(), libc::F_GET_SEALS) };
+            seals >= 0 && seals & SEALS == SEALS
+        })
+    })
 }
 
 /// Guest start and length in bytes of each region of `size` bytes of memory.
@@ -293,6 +321,22 @@ mod tests {
                 host(&memory) % HUGE_PAGE == 0
             });
             assert!(aligned, "{mib} MiB");
+        }
+    }
+
+    #[test]
+    fn shared_memory_keeps_its_size_and_is_told_from_the_rest() {
+        for (backing, shared) in [
+            (Backing::Anonymous, false),
+            (Backing::Memfd, false),
+            (Backing::Shared, true),
+        ] {
+            let memory = allocate(1, backing).expect("memory");
+            assert_eq!(is_shared(&memory), shared, "{backing:?}");
+            let region = memory.iter().next().expect("region");
+            if let Some(file) = region.file_offset() {
+                assert_eq!(file.file().set_len(0).is_err(), shared);
+            }
         }
     }
 

@@ -123,6 +123,7 @@ impl BootArgs {
             },
             disks,
             nets: self.nets.clone(),
+            shares: Vec::new(),
             vsock: Some(VsockConfig {
                 cid: self.cid,
                 path: directory.join("vsock.sock"),

@@ -1,7 +1,8 @@
 //! `inspect`.
 
 use bulkhead_engine::record::{Status, Upper};
-use bulkhead_engine::{Engine, Entry, Error};
+use bulkhead_engine::volumes::{Named, Source};
+use bulkhead_engine::{Engine, Entry, Error, Layout};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -33,7 +34,7 @@ pub fn inspect(engine: &Engine, args: &InspectArgs) -> Outcome {
             _ => engine.find(name),
         };
         found.push(match container {
-            Ok(entry) => describe(&entry),
+            Ok(entry) => describe(engine, &entry),
             Err(Error::NoSuchContainer(_)) if kind != Some("container") => {
                 image::describe(engine, name)
                     .map_err(|_| format!("there is no container and no image {name}"))?
@@ -46,7 +47,7 @@ pub fn inspect(engine: &Engine, args: &InspectArgs) -> Outcome {
 }
 
 /// A container in Docker's words, where it has them.
-fn describe(entry: &Entry) -> Value {
+fn describe(engine: &Engine, entry: &Entry) -> Value {
     let (config, state, files) = (&entry.config, &entry.state, &entry.files);
     let process = config.spec.process.clone().unwrap_or_default();
     let linux = config.spec.linux.clone().unwrap_or_default();
@@ -123,7 +124,48 @@ fn describe(entry: &Entry) -> Value {
             "VsockSocket": is_up.then(|| files.vsock()),
             "ControlSocket": is_up.then(|| files.control()),
         },
-        "Mounts": config.spec.mounts,
+        "Mounts": mounts(entry, engine.layout()),
         "Spec": config.spec,
     })
+}
+
+/// What was asked to be mounted.
+fn mounts(entry: &Entry, layout: &Layout) -> Vec<Value> {
+    let mode = |read_only| if read_only { "ro" } else { "" };
+    let volumes = entry.config.volumes.iter().map(|mount| {
+        let (kind, source) = match &mount.source {
+            Source::Path { path, .. } => ("bind", path.clone()),
+            Source::Volume { name, .. } => ("volume", Named::path(layout, name)),
+        };
+        let mut value = json!({
+            "Type": kind,
+            "Source": source,
+            "Destination": mount.destination,
+            "Mode": mode(mount.read_only),
+            "RW": !mount.read_only,
+            "Propagation": if kind == "bind" { "rprivate" } else { "" },
+        });
+        if let Source::Volume { name, .. } = &mount.source {
+            value["Name"] = json!(name);
+            value["Driver"] = json!("local");
+        }
+        value
+    });
+    let defaults = bulkhead_container::defaults::mounts();
+    let memory = entry.config.spec.mounts.iter();
+    let memory = memory.filter(|mount| mount.kind.as_deref() == Some("tmpfs"));
+    let memory = memory
+        .filter(|mount| !defaults.contains(mount))
+        .map(|mount| {
+            let read_only = mount.options.iter().any(|option| option == "ro");
+            json!({
+                "Type": "tmpfs",
+                "Source": "",
+                "Destination": mount.destination,
+                "Mode": mode(read_only),
+                "RW": !read_only,
+                "Propagation": "",
+            })
+        });
+    volumes.chain(memory).collect()
 }

@@ -1,6 +1,7 @@
 //! `ps`.
 
-use bulkhead_engine::record::Status;
+use bulkhead_engine::record::{Config, Status};
+use bulkhead_engine::volumes::{Source, VolumeMount};
 use bulkhead_engine::{Engine, Entry};
 use clap::Args;
 use serde_json::{Value, json};
@@ -101,10 +102,19 @@ fn row(entry: &Entry, no_trunc: bool) -> Value {
         "Ports": "",
         "Names": config.name,
         "Labels": labels.join(","),
-        "Mounts": "",
+        "Mounts": mounts(config).join(","),
         "Networks": "none",
         "Size": "0B",
     })
+}
+
+/// Names of volumes, and paths of this machine.
+fn mounts(config: &Config) -> Vec<String> {
+    let name = |mount: &VolumeMount| match &mount.source {
+        Source::Path { path, .. } => path.display().to_string(),
+        Source::Volume { name, .. } => name.clone(),
+    };
+    config.volumes.iter().map(name).collect()
 }
 
 /// `Up 3 minutes`, `Exited (0) 5 seconds ago`.

@@ -16,6 +16,7 @@ mod stats;
 mod stay;
 mod streams;
 mod top;
+mod volumes;
 
 use bulkhead_engine::Engine;
 use clap::Subcommand;

@@ -8,9 +8,11 @@ use bulkhead_container::seccomp::Profile;
 use bulkhead_container::spec::{Mount, Rlimit};
 use bulkhead_engine::record::Upper;
 use bulkhead_engine::spec::{Options, SystemCalls};
+use bulkhead_engine::volumes::VolumeMount;
 use bulkhead_image::manifest::Platform;
 use clap::{ArgAction, Args, ValueEnum};
 
+use super::volumes::{Wanted, parse_mount, parse_volume, tmpfs_mount};
 use crate::image::Policy;
 use crate::values::{parse_bytes, parse_cpus, parse_signal};
 
@@ -38,10 +40,10 @@ pub struct ContainerArgs {
     /// Read variables from a file, a line each
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
-    /// Not yet: folders of this machine in the container
-    #[arg(short, long, value_name = "SOURCE:TARGET")]
+    /// Mount a folder or file of this machine, or a volume by its name; options are ro and nocopy
+    #[arg(short, long, value_name = "SOURCE:PATH[:OPTIONS]")]
     volume: Vec<String>,
-    /// Not yet, but for `type=tmpfs,target=PATH`
+    /// Mount something: type=bind|volume|tmpfs, source=..., target=PATH, readonly
     #[arg(long, value_name = "KEY=VALUE,...")]
     mount: Vec<String>,
     /// Mount memory at a path
@@ -151,14 +153,6 @@ impl ContainerArgs {
                 }
             }
         }
-        let mut mounts = Vec::new();
-        for tmpfs in &self.tmpfs {
-            let (path, options) = tmpfs.split_once(':').unwrap_or((tmpfs, ""));
-            mounts.push(tmpfs_mount(path, options)?);
-        }
-        for mount in &self.mount {
-            mounts.push(parse_mount(mount)?);
-        }
         Ok(Options {
             entrypoint: self.entrypoint.as_ref().map(|program| match &**program {
                 "" => Vec::new(),
@@ -171,7 +165,7 @@ impl ContainerArgs {
             hostname: self.hostname.clone(),
             terminal: self.tty,
             read_only: self.read_only,
-            mounts,
+            mounts: self.mounts()?.0,
             cap_add: self.cap_add.clone(),
             cap_drop: self.cap_drop.clone(),
             ulimits: self
@@ -185,6 +179,40 @@ impl ContainerArgs {
             memory: self.memory,
             pids_limit: self.pids_limit,
         })
+    }
+
+    /// What it gets of this machine.
+    pub fn volumes(&self) -> Result<Vec<VolumeMount>, String> {
+        self.mounts().map(|(_, volumes)| volumes)
+    }
+
+    /// What is mounted: memory, and what is of this machine. Each place is given out once.
+    fn mounts(&self) -> Result<(Vec<Mount>, Vec<VolumeMount>), String> {
+        let mut memory = Vec::new();
+        let mut volumes = Vec::new();
+        for tmpfs in &self.tmpfs {
+            let (path, options) = tmpfs.split_once(':').unwrap_or((tmpfs, ""));
+            memory.push(tmpfs_mount(path, options)?);
+        }
+        for volume in &self.volume {
+            volumes.push(parse_volume(volume)?);
+        }
+        for mount in &self.mount {
+            match parse_mount(mount)? {
+                Wanted::Memory(mount) => memory.push(mount),
+                Wanted::Volume(volume) => volumes.push(volume),
+            }
+        }
+        let mut places: Vec<&str> = memory.iter().map(|m| m.destination.as_str()).collect();
+        places.extend(volumes.iter().map(|v| v.destination.as_str()));
+        places.sort_unstable();
+        match places.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(format!(
+                "two mounts want the path {}: leave one out",
+                pair[0]
+            )),
+            None => Ok((memory, volumes)),
+        }
     }
 
     /// The labels, on top of the image's.
@@ -226,11 +254,6 @@ impl ContainerArgs {
                 "--isolation container comes with a later version: leave it out".to_owned(),
             );
         }
-        if let Some(volume) = self.volume.first() {
-            return Err(format!(
-                "--volume {volume} comes with a later version: copy files with `bulkhead cp`"
-            ));
-        }
         const LEAST_MEMORY: u64 = 6 << 20;
         const LEAST_STORAGE: u64 = 1 << 20;
         if self.memory.is_some_and(|memory| memory < LEAST_MEMORY) {
@@ -271,51 +294,6 @@ pub fn environment(given: &[String], files: &[PathBuf]) -> Result<Vec<String>, S
         }
     }
     Ok(environment)
-}
-
-fn tmpfs_mount(path: &str, options: &str) -> Result<Mount, String> {
-    if !path.starts_with('/') {
-        return Err(format!(
-            "`{path}` is not absolute: begin the path of a tmpfs with /"
-        ));
-    }
-    let mut all: Vec<String> = ["nosuid", "nodev", "noexec"].map(str::to_owned).to_vec();
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        // The opposite of a default stands in its place.
-        all.retain(|default| default.strip_prefix("no") != Some(option));
-        all.push(option.to_owned());
-    }
-    Ok(Mount {
-        destination: path.to_owned(),
-        kind: Some("tmpfs".to_owned()),
-        source: Some("tmpfs".to_owned()),
-        options: all,
-        ..Mount::default()
-    })
-}
-
-fn parse_mount(text: &str) -> Result<Mount, String> {
-    let mut kind = "volume";
-    let mut target = None;
-    let mut options = Vec::new();
-    for part in text.split(',') {
-        match part.split_once('=').unwrap_or((part, "")) {
-            ("type", value) => kind = value,
-            ("target" | "destination" | "dst", value) => target = Some(value),
-            ("tmpfs-size", value) => options.push(format!("size={}", parse_bytes(value)?)),
-            ("tmpfs-mode", value) => options.push(format!("mode={value}")),
-            ("readonly" | "ro", "" | "true") => options.push("ro".to_owned()),
-            _ if kind != "tmpfs" => {}
-            _ => return Err(format!("--mount does not know `{part}`")),
-        }
-    }
-    if kind != "tmpfs" {
-        return Err(format!(
-            "--mount type={kind} comes with a later version: copy files with `bulkhead cp`"
-        ));
-    }
-    let target = target.ok_or_else(|| format!("--mount {text} needs a target=PATH"))?;
-    tmpfs_mount(target, &options.join(","))
 }
 
 fn parse_ulimit(text: &str) -> Result<Rlimit, String> {
@@ -372,26 +350,6 @@ fn read_profile(path: &Path) -> Result<Profile, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tmpfs_has_dockers_defaults_unless_told_otherwise() {
-        let mount = tmpfs_mount("/run", "exec,size=1m").expect("mount");
-        assert_eq!(mount.options, ["nosuid", "nodev", "exec", "size=1m"]);
-        assert!(tmpfs_mount("run", "").is_err());
-        let same = parse_mount("type=tmpfs,target=/run,tmpfs-size=1m").expect("mount");
-        assert_eq!(
-            same.options.last().map(String::as_str),
-            Some("size=1048576")
-        );
-        for wrong in [
-            "type=tmpfs",
-            "type=bind,src=/a,dst=/b",
-            "target=/x",
-            "type=tmpfs,dst=/x,y=1",
-        ] {
-            assert!(parse_mount(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn limits_are_read_with_and_without_the_hard_one() {

@@ -23,6 +23,7 @@ Exit codes: the program's own; 125 if Bulkhead failed, 126 if the program cannot
 Examples:
   bulkhead run --rm busybox echo hello
   bulkhead run -it --rm --memory 256M --cpus 2 debian bash
+  bulkhead run --rm -v ./src:/src:ro -v cache:/var/cache debian make -C /src
   bulkhead run -d --name web --label tier=front nginx"
 )]
 pub struct RunArgs {
@@ -100,6 +101,7 @@ fn make(
         },
         disk,
         upper: args.upper(),
+        volumes: args.volumes()?,
         machine: Machine::for_limits(cpus, memory),
         stdin: args.interactive || args.tty,
         init: args.init,

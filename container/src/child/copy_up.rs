@@ -1,4 +1,4 @@
-//! Copying what a directory of the image holds into the tmpfs that is mounted over it (`tmpcopyup`).
+//! Copying what a directory of the image holds into what is mounted over it (`tmpcopyup`): an empty tmpfs or volume.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;

@@ -112,8 +112,9 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
             tree,
             target,
             missing,
+            copy_up,
             ..
-        } => mounts::attach(tree, target, *missing),
+        } => mounts::attach(tree, target, *missing, *copy_up),
         O::MakeDirectory { place } => mounts::make_directory(place, state),
         O::Device {
             place,

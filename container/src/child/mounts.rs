@@ -99,7 +99,12 @@ pub fn attach_kept(root: BorrowedFd, target: &CStr) -> Result<(), Errno> {
     }
 }
 
-pub fn attach(tree: &OwnedFd, target: &CStr, missing: Missing) -> Result<(), Errno> {
+pub fn attach(tree: &OwnedFd, target: &CStr, missing: Missing, copy_up: bool) -> Result<(), Errno> {
+    let hidden = if copy_up {
+        copy_up::open(target)?
+    } else {
+        None
+    };
     let once = || {
         move_mount(
             tree,
@@ -112,9 +117,13 @@ pub fn attach(tree: &OwnedFd, target: &CStr, missing: Missing) -> Result<(), Err
     match once() {
         Err(Errno::NOENT) => {
             make_target(target, missing)?;
-            once()
+            once()?;
         }
-        result => result,
+        result => result?,
+    }
+    match hidden {
+        Some(hidden) => copy_up::copy(&hidden, target),
+        None => Ok(()),
     }
 }
 

@@ -108,6 +108,7 @@ fn bind(path: &str) -> Result<O, Error> {
         target,
         missing: Missing::File,
         source: path.to_owned(),
+        copy_up: false,
     })
 }
 

@@ -136,6 +136,10 @@ impl Read<'_> {
             FileType::Directory => Missing::Directory,
             _ => Missing::File,
         };
+        if self.options.copy_up && missing == Missing::File {
+            let problem = "tmpcopyup is for directories only";
+            return Err(Error::invalid(field("options"), problem));
+        }
         layout.foreign_dev |= self.destination == "/dev";
         let target = c_string(&self.field, &self.destination)?;
         operations.push(O::Attach {
@@ -143,6 +147,7 @@ impl Read<'_> {
             target,
             missing,
             source: source.to_owned(),
+            copy_up: self.options.copy_up,
         });
         Ok(())
     }
@@ -182,7 +187,7 @@ impl Read<'_> {
         if self.options.copy_up && kind != "tmpfs" {
             return Err(Error::invalid(
                 field("options"),
-                "tmpcopyup is for tmpfs only",
+                "tmpcopyup is for tmpfs and bind mounts only",
             ));
         }
         let slot = match (kind, self.destination.as_str()) {

@@ -1,16 +1,17 @@
 //! Making containers.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
-use std::process::Command;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 
 use super::{Engine, Entry, make_folder};
 use crate::error::{Error, cannot};
+use crate::ext4::Disk;
 use crate::layout::short;
 use crate::lock;
 use crate::names;
 use crate::record::{Config, Files, State, Upper};
+use crate::volumes::prepare;
 
 /// Names that are tried before a container is called by its ID.
 const SUGGESTIONS: u32 = 8;
@@ -45,6 +46,7 @@ impl Engine {
                 config.name
             )));
         }
+        prepare(&self.layout, &config.volumes)?;
         for folder in [
             self.layout.containers(),
             self.layout.names(),
@@ -65,7 +67,13 @@ impl Engine {
             .map_err(cannot(failed()))?;
         let lock = lock::wait(&unfinished.lock()).map_err(cannot(failed()))?;
         if let Upper::Disk { size_bytes } = config.upper {
-            make_upper(&unfinished, size_bytes)?;
+            let disk = Disk {
+                size_bytes,
+                journal: false,
+                folder: None,
+                purpose: "--storage",
+            };
+            disk.make(&unfinished.upper())?;
         }
         let state = State::default();
         unfinished.write_state(&state).map_err(cannot(failed()))?;
@@ -148,37 +156,5 @@ impl Engine {
             // had got another name.
             fs::remove_file(&link).map_err(cannot(failed()))?;
         }
-    }
-}
-
-/// Makes an ext4 in a sparse file.
-fn make_upper(files: &Files, size_bytes: u64) -> Result<(), Error> {
-    let path = files.upper();
-    let failed = || format!("make the disk {}", path.display());
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&path)
-        .and_then(|file| file.set_len(size_bytes))
-        .map_err(cannot(failed()))?;
-    // Nothing is written that need not be: tables are made by the guest as it needs them.
-    let made = Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-m", "0", "-O", "^has_journal"])
-        .args(["-E", "lazy_itable_init=1,discard,nodiscard"])
-        .arg(&path)
-        .output();
-    match made {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(Error::Invalid(format!(
-            "cannot {}: {}",
-            failed(),
-            String::from_utf8_lossy(&output.stderr).trim()
-        ))),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::Invalid(
-            "--storage needs mkfs.ext4: install e2fsprogs".to_owned(),
-        )),
-        Err(e) => Err(cannot("run mkfs.ext4")(e)),
     }
 }

@@ -75,7 +75,7 @@ impl Engine {
 }
 
 /// Makes a folder that nobody else may look into, and those above it.
-fn make_folder(path: &Path) -> Result<(), Error> {
+pub(crate) fn make_folder(path: &Path) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

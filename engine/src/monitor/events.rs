@@ -16,6 +16,8 @@ use crate::process::wait_end;
 
 /// How long a machine gets to end in order before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(30);
+/// How long a machine whose streams have ended gets to end by itself.
+const LAST_MOMENT: Duration = Duration::from_secs(5);
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +114,12 @@ impl Machine {
             self.child.kill()?;
         }
         self.child.wait()
+    }
+
+    /// How it ended, if it does so in a moment: its streams end before it.
+    pub fn last_status(&mut self) -> Option<ExitStatus> {
+        wait_end(self.pidfd.as_fd(), LAST_MOMENT);
+        self.status()
     }
 
     /// How it ended, if it has.

@@ -57,7 +57,7 @@ fn watch(engine: &Engine, task: &Task, files: &Files, command: &UnixStream) -> R
     let mut state = files
         .read_state()
         .map_err(cannot(format!("read how container {} is", task.id)))?;
-    let started = Sandbox::start(&config, files, task, command);
+    let started = Sandbox::start(&config, files, engine.layout(), task, command);
     let ended = started.and_then(|mut sandbox| {
         let exit = sandbox.run(&mut state, command);
         let exit = exit.inspect_err(|_| sandbox.unmount())?;

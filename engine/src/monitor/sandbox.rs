@@ -19,11 +19,13 @@ use super::message::{Message, may_go, tell};
 use crate::agent::{Agent, Attach, printable};
 use crate::error::{Error, Failure, cannot};
 use crate::http::Upgraded;
+use crate::layout::Layout;
 use crate::log::{Stream, Writer};
 use crate::process::Process;
 use crate::record::{Config, Files, Processes, State, Status, Upper};
 use crate::spec;
 use crate::vm::{self, IMAGE_SERIAL, UPPER_SERIAL};
+use crate::volumes::{Attached, staging};
 
 /// How long a guest may take to boot. `BULKHEAD_BOOT_TIMEOUT` (seconds) replaces it.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
@@ -43,6 +45,8 @@ pub struct Sandbox<'a> {
     machine: Machine,
     stream: Upgraded,
     log: Writer,
+    // After the machine, which is what their servers wait for.
+    volumes: Attached,
 }
 
 impl<'a> Sandbox<'a> {
@@ -50,14 +54,16 @@ impl<'a> Sandbox<'a> {
     pub fn start(
         config: &'a Config,
         files: &'a Files,
+        layout: &Layout,
         task: &Task,
         command: &UnixStream,
     ) -> Result<Self, Error> {
+        let mut volumes = Attached::open(config, files, layout)?;
         let ready = files.sandbox.join(format!("vsock.sock_{READY_PORT}"));
         let ready =
             UnixListener::bind(&ready).map_err(cannot(format!("listen on {}", ready.display())))?;
         let signals = watch_signals()?;
-        let child = vm::spawn(config, files)?;
+        let child = vm::spawn(config, files, &volumes)?;
         let pid = i32::try_from(child.id()).unwrap_or_default();
         let mut machine = Machine::watch(child, signals)?;
         let processes = Process::this().and_then(|monitor| {
@@ -72,7 +78,8 @@ impl<'a> Sandbox<'a> {
         let agent = Agent::at(&files.api());
         let created = agent.create(&CreateContainer {
             id: config.id.clone(),
-            spec: &config.spec,
+            spec: &volumes.complete(&config.spec),
+            volumes: volumes.volumes.clone(),
             rootfs: Rootfs {
                 lower: Lower::Serial(IMAGE_SERIAL.to_owned()),
                 upper: match config.upper {
@@ -89,6 +96,7 @@ impl<'a> Sandbox<'a> {
         });
         let attached = created.and_then(|_| agent.attach(&config.id, Attach { stdin: false }));
         let stream = attached.map_err(|e| explain(e, &mut machine, files))?;
+        volumes.created();
         Ok(Sandbox {
             config,
             files,
@@ -96,6 +104,7 @@ impl<'a> Sandbox<'a> {
             machine,
             stream,
             log,
+            volumes,
         })
     }
 
@@ -162,9 +171,10 @@ impl<'a> Sandbox<'a> {
         let _ = self.machine.end();
     }
 
-    /// Has the container's own disk unmounted, if it has one.
+    /// Has disks that are used again unmounted, if there are any.
     pub fn unmount(&self) {
-        if let Upper::Disk { .. } = self.config.upper {
+        let has_upper = matches!(self.config.upper, Upper::Disk { .. });
+        if has_upper || !self.volumes.disks.is_empty() {
             let _ = self.agent.delete(&self.config.id);
         }
     }
@@ -211,21 +221,26 @@ impl<'a> Sandbox<'a> {
             match self.wait_for(&self.stream.stream) {
                 Ok(Event::Readable) => {}
                 Ok(Event::Stop) => return self.lost(TOLD_TO_END),
-                Ok(_) => return self.lost(MACHINE_ENDED),
+                Ok(_) => return self.lost_machine(),
                 Err(e) => return self.lost(&e.to_string()),
             }
             match self.stream.stream.read(&mut buffer) {
-                Ok(0) => return self.lost(MACHINE_ENDED),
+                Ok(0) => return self.lost_machine(),
                 Ok(n) => buffer.truncate(n),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => buffer.clear(),
-                Err(_) => return self.lost(MACHINE_ENDED),
+                Err(_) => return self.lost_machine(),
             }
         }
     }
 
-    /// The end of a container whose machine was lost.
+    /// The end of a container whose machine has ended, or is about to: its last words say more.
+    fn lost_machine(&mut self) -> Exit {
+        let _ = self.machine.last_status();
+        self.lost(MACHINE_ENDED)
+    }
+
+    /// The end of a container that is lost.
     fn lost(&mut self, why: &str) -> Exit {
-        // A moment for a VMM that is on its way out, as its last words say more.
         let why = machine_error(&mut self.machine, self.files, why);
         Exit {
             code: KILLED,
@@ -319,11 +334,13 @@ fn machine_error(machine: &mut Machine, files: &Files, otherwise: &str) -> Strin
         return otherwise.to_owned();
     };
     let said = fs::read_to_string(files.complaints()).unwrap_or_default();
-    let last = said
-        .lines()
-        .rev()
-        .find_map(|line| line.strip_prefix("bulkhead-vmm: "));
-    match last {
+    let last = |prefix| {
+        said.lines()
+            .rev()
+            .find_map(|line| line.strip_prefix(prefix))
+    };
+    // A file server that could not start is why the machine could not.
+    match last(staging::COMPLAINT).or_else(|| last("bulkhead-vmm: ")) {
         Some(words) if !status.success() => words.to_owned(),
         _ => format!("{otherwise} ({status})"),
     }

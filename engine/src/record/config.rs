@@ -7,6 +7,8 @@ use bulkhead_container::spec::Spec;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::volumes::VolumeMount;
+
 /// A container, as it was asked for. Fields are only ever added.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
@@ -22,6 +24,9 @@ pub struct Config {
     pub disk: PathBuf,
     /// Where its changes go.
     pub upper: Upper,
+    /// What it gets of the host.
+    #[serde(default)]
+    pub volumes: Vec<VolumeMount>,
     /// Its virtual machine.
     pub machine: Machine,
     /// Whether its standard input is a stream.
@@ -38,7 +43,7 @@ pub struct Config {
     /// What was said of it.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// The OCI runtime specification.
+    /// The OCI runtime specification, without the volumes, which are found when the container starts.
     pub spec: Spec,
 }
 

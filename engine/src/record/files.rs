@@ -32,6 +32,10 @@ impl Files {
     pub fn upper(&self) -> PathBuf {
         self.folder.join("upper.ext4")
     }
+    /// The disk with copies of the host's folders, while the sandbox is up.
+    pub fn copies(&self) -> PathBuf {
+        self.folder.join("copies.erofs")
+    }
     /// What the monitor and the VMM have to complain about.
     pub fn complaints(&self) -> PathBuf {
         self.folder.join("monitor.log")
@@ -51,6 +55,14 @@ impl Files {
     /// The VMM's control socket.
     pub fn control(&self) -> PathBuf {
         self.sandbox.join("control.sock")
+    }
+    /// The file server's socket.
+    pub fn file_server(&self) -> PathBuf {
+        self.sandbox.join("files.sock")
+    }
+    /// Where the file server sees what it serves. Nobody else sees anything there.
+    pub fn shared(&self) -> PathBuf {
+        self.sandbox.join("shared")
     }
     /// There while the container is paused.
     pub fn paused(&self) -> PathBuf {

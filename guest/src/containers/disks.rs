@@ -10,6 +10,13 @@ pub fn with_serial(serial: &str) -> Option<PathBuf> {
     Some(Path::new("/dev").join(name))
 }
 
+/// Whether the disk of this device node cannot be written to.
+pub fn is_read_only(disk: &Path) -> bool {
+    let name = disk.file_name().unwrap_or_default();
+    let flag = Path::new("/sys/block").join(name).join("ro");
+    fs::read_to_string(flag).is_ok_and(|text| text.trim_end() == "1")
+}
+
 fn find(block: &Path, serial: &str) -> Option<String> {
     let disks = fs::read_dir(block).ok()?;
     disks.flatten().find_map(|disk| {

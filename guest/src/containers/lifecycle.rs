@@ -9,6 +9,7 @@ use bulkhead_protocol::{CreateContainer, Event, EventKind, Exit};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::oom::OomWatch;
+use super::volumes::Mounted;
 use super::{Entry, ExecEntry, MAX_CONTAINERS, MAX_EXECS, Phase, disks, is_id, stdio};
 use crate::guest::Guest;
 use crate::http::Response;
@@ -58,7 +59,9 @@ impl Guest {
             init: wanted.init,
             bundle: None,
         };
+        let volumes = Mounted::mount(&wanted.volumes)?;
         let mut container = Container::create(create).map_err(|e| refusal(&e))?;
+        drop(volumes);
         let ends = match container.take_terminal() {
             Some(master) => stdio::terminal(master).map_err(|e| cannot("use the terminal", &e))?,
             None => ends,

@@ -1,14 +1,15 @@
 //! The containers of the guest.
 //!
 //! [`bulkhead_container`] makes them; here is who they are, what is known of them, and whom their end
-//! is told. [`cgroups`] and [`disks`] find what they are made of, [`stdio`] makes their streams,
-//! [`lifecycle`] is what happens to them.
+//! is told. [`cgroups`], [`disks`] and [`volumes`] find what they are made of, [`stdio`] makes their
+//! streams, [`lifecycle`] is what happens to them.
 
 pub mod cgroups;
 pub mod disks;
 pub mod lifecycle;
 pub mod oom;
 pub mod stdio;
+pub mod volumes;
 
 use std::collections::BTreeMap;
 

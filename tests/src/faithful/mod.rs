@@ -42,7 +42,7 @@ const MODULES: [&str; 3] = ["kvm-amd", "tun", "irqbypass"];
 const OPTIONAL_MODULES: [&str; 1] = ["ccp"];
 
 /// Programs of this machine that Bulkhead calls.
-const PROGRAMS: [&str; 1] = ["mkfs.ext4"];
+const PROGRAMS: [&str; 2] = ["mkfs.ext4", "virtiofsd"];
 
 /// What the outer machine's PID 1 is to do.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]

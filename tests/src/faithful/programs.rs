@@ -10,6 +10,8 @@ use crate::cpio::Cpio;
 
 /// Where programs are looked for, here and there.
 pub const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where programs lie that only others call.
+const PRIVATE: [&str; 2] = ["/usr/libexec", "/usr/lib/qemu"];
 
 /// Adds these programs to the archive.
 pub fn carry<W: Write>(cpio: &mut Cpio<W>, programs: &[&str]) -> io::Result<()> {
@@ -35,6 +37,7 @@ pub fn carry<W: Write>(cpio: &mut Cpio<W>, programs: &[&str]) -> io::Result<()> 
 
 fn find(name: &str) -> io::Result<PathBuf> {
     PATH.split(':')
+        .chain(PRIVATE)
         .map(|folder| Path::new(folder).join(name))
         .find(|path| path.is_file())
         .ok_or_else(|| {

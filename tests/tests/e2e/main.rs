@@ -23,4 +23,5 @@ mod network;
 mod run;
 mod signals;
 mod terminal;
+mod volumes;
 mod vsock;

@@ -80,7 +80,9 @@ fn run_when_told_nonsense_then_one_sentence_and_125_and_no_container() {
         &["--workdir", "relative", "busybox"],
         &["--cap-add", "FLY", "busybox"],
         &["--isolation", "container", "busybox"],
-        &["--volume", "/:/host", "busybox"],
+        &["--volume", "/:/", "busybox"],
+        &["--volume", "/host", "busybox"],
+        &["--mount", "type=bind,src=/a,dst=/b,y=1", "busybox"],
         &["--entrypoint", "", "busybox"],
     ] {
         let (_, stderr) = home.expect_code(125, &[&["run"], arguments].concat());

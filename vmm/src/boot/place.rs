@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 use bulkhead_devices::GuestMemory;
 use vm_memory::{GuestAddress, GuestMemoryBackend, ReadVolatile};
 
+use crate::memory::is_shared;
+
 /// The host's pages, and the guest's.
 const PAGE_SIZE: u64 = 4096;
 
@@ -18,8 +20,8 @@ const PAGE_SIZE: u64 = 4096;
 /// until then all VMs that boot from this file share it. So the file must not be written to while a VM
 /// runs. To replace it with another, as installers do, is fine.
 ///
-/// Where guest memory is a file itself, that file has holes in these places. Anybody with whom it is
-/// shared has to be given a VM that was loaded otherwise.
+/// Where guest memory is a file itself, that file has holes in these places, which a process that it is
+/// shared with would see in place of what the guest makes of its pages. So to shared memory all is copied.
 pub(super) fn place(
     mut file: &File,
     offset: u64,
@@ -28,7 +30,9 @@ pub(super) fn place(
     address: GuestAddress,
 ) -> io::Result<()> {
     let (head, pages) = match whole_pages(offset, len, address.0) {
-        Some((head, pages)) if map(file, offset + head, pages, memory, address.0 + head)? => {
+        Some((head, pages))
+            if !is_shared(memory) && map(file, offset + head, pages, memory, address.0 + head)? =>
+        {
             (head, pages)
         }
         _ => (len, 0),
@@ -193,6 +197,17 @@ mod tests {
         let mut now = vec![0; 8192];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut now, 0).expect("read");
         assert!(now == bytes, "the file has changed");
+    }
+
+    #[test]
+    fn memory_when_shared_has_it_all_in_its_file() {
+        let (file, bytes) = file(40_000);
+        let memory = memory::allocate(MEMORY_MIB, Backing::Shared).expect("memory");
+        place(&file, 100, 20_000, &memory, GuestAddress(0x2_0064)).expect("place");
+        let mut there = vec![0; 20_000];
+        std::os::unix::fs::FileExt::read_exact_at(memory_file(&memory), &mut there, 0x2_0064)
+            .expect("read");
+        assert!(there == bytes[100..20_100], "the file has holes");
     }
 
     #[test]
