@@ -68,6 +68,8 @@ pub const DOCKER_DEFAULT: [&str; 14] = [
 
 /// The number of `CAP_SYS_ADMIN`.
 pub(crate) const SYS_ADMIN: u64 = 1 << 21;
+/// That of `CAP_SYS_PTRACE`.
+const SYS_PTRACE: u64 = 1 << 19;
 /// All that a kernel may have.
 pub(crate) const ALL: u64 = (1 << NAMES.len()) - 1;
 
@@ -93,6 +95,13 @@ pub(crate) struct Sets {
     pub permitted: u64,
     pub inheritable: u64,
     pub ambient: u64,
+}
+
+impl Sets {
+    /// Whether a process with these, or what it executes, may look into processes that are undumpable.
+    pub fn may_trace(&self) -> bool {
+        (self.bounding | self.permitted) & SYS_PTRACE != 0
+    }
 }
 
 /// Reads the sets, and takes out of them what is not available: a runtime that has not a capability itself cannot give it.

@@ -3,6 +3,7 @@
 use std::ffi::c_ulong;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -41,6 +42,8 @@ pub struct Container {
     pub(crate) namespaces: i32,
     pub(crate) seccomp: Option<Filter>,
     pub(crate) personality: Option<c_ulong>,
+    /// Whether a process of it may look into all others, those that are not its own yet among them.
+    pub(crate) may_trace: AtomicBool,
     pub(crate) cgroup: Option<Cgroup>,
     paused: bool,
 }
@@ -87,6 +90,7 @@ impl Container {
             namespaces: prepared.namespaces.flags(),
             seccomp: prepared.seccomp,
             personality: prepared.personality,
+            may_trace: AtomicBool::new(prepared.may_trace),
             cgroup,
             paused: false,
         };

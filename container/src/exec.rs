@@ -1,6 +1,7 @@
 //! Further programs in a running container.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
 use rustix::process::Pid;
 
@@ -61,6 +62,7 @@ impl Exec {
         if flags & libc::CLONE_NEWUSER != 0 {
             operations.push(O::BecomeRoot);
         }
+        let will_trace = tail.may_trace();
         tail.open_terminal(&stdio, false, &mut operations);
         tail.enter_directory(&mut operations);
         let (program, identity) = tail.become_program(stdio, false, false, &mut operations)?;
@@ -70,8 +72,10 @@ impl Exec {
             identity,
         };
 
-        // A process that shares memory cannot change its clocks.
-        let borrows = container.namespaces & NamespaceKind::Time.flag() == 0;
+        // A process that shares memory cannot change its clocks, and is for nobody to write to.
+        let borrows = container.namespaces & NamespaceKind::Time.flag() == 0
+            && !container.may_trace.load(Ordering::Relaxed);
+        container.may_trace.fetch_or(will_trace, Ordering::Relaxed);
         let cgroup = container.cgroup.as_ref().map(Cgroup::directory);
         let pids = (container.namespaces & libc::CLONE_NEWPID != 0).then(|| container.pidfd());
         let Executed {

@@ -33,6 +33,7 @@ pub(crate) struct Prepared {
     pub seccomp: Option<Filter>,
     pub limits: Limits,
     pub hooks: Option<Hooks>,
+    pub may_trace: bool,
     /// For programs executed later.
     pub personality: Option<c_ulong>,
 }
@@ -119,6 +120,7 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     }
     layout.finish(&mut operations);
     rootfs::finish(spec, linux, &mut operations)?;
+    let may_trace = tail.may_trace();
     let (program, identity) = tail.become_program(stdio, true, create.init, &mut operations)?;
     let plan = Plan {
         operations,
@@ -131,6 +133,7 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         seccomp,
         limits,
         hooks,
+        may_trace,
         personality,
     })
 }

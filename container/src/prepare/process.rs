@@ -120,6 +120,11 @@ impl Tail {
         })
     }
 
+    /// Whether it may look into all of the container's processes.
+    pub fn may_trace(&self) -> bool {
+        self.sets.may_trace()
+    }
+
     pub fn open_terminal(&self, stdio: &Stdio, console: bool, operations: &mut Vec<O>) {
         if let Stdio::Terminal(TerminalSize { rows, columns }) = *stdio {
             operations.push(O::Terminal {

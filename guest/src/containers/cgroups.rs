@@ -46,6 +46,9 @@ impl Cgroups {
             hand_down(root)?;
             make(&containers)?;
             hand_down(&containers)?;
+            // A guest is hardly larger than its container, and would refuse memory that a host promises: a program
+            // is to run into its limit where it runs into it elsewhere.
+            fs::write("/proc/sys/vm/overcommit_memory", "1")?;
             self.ready = true;
         }
         Ok(Some(containers.join(id)))
