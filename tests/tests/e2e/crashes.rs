@@ -108,11 +108,25 @@ const STARTED_TWICE: Life<'static> = Life(&[
 #[test]
 fn anything_when_killed_at_any_moment_then_the_next_command_works_and_nothing_is_left() {
     let home = Home::with_busybox();
+    let host = tempfile::tempdir().expect("make a folder");
+    let folder = format!("{}:/host", host.path().display());
+    let write = "echo hello >/host/file";
+    let with_a_folder: &[&[&str]] = &[
+        &[
+            "run", "-d", "--name", "box", "-v", &folder, "busybox", "sh", "-c", SERVICE,
+        ],
+        &["exec", "box", "sh", "-c", write],
+        &["stop", "--time", "1", "box"],
+        &["rm", "box"],
+    ];
     let before = Surroundings::now();
-    let lives = Lane::pick(
-        &[WITH_EXEC_AND_STOP][..],
-        &[WITH_EXEC_AND_STOP, ATTACHED, STARTED_TWICE],
-    );
+    let all = [
+        WITH_EXEC_AND_STOP,
+        Life(with_a_folder),
+        ATTACHED,
+        STARTED_TWICE,
+    ];
+    let lives = Lane::pick(&all[..1], &all);
     let lives: Vec<_> = lives
         .iter()
         .map(|life| (life, life.measure(&home)))
@@ -124,7 +138,10 @@ fn anything_when_killed_at_any_moment_then_the_next_command_works_and_nothing_is
         // The shorter ones more often.
         let some = random.below(lives.len()) + 1;
         let (life, whole) = lives[random.below(some)];
-        let victims = [Victim::Command, Victim::Monitor, Victim::Machine];
+        let mut victims = vec![Victim::Command, Victim::Monitor, Victim::Machine];
+        if life.0[0].contains(&"-v") {
+            victims.push(Victim::Files);
+        }
         let victim = victims[random.below(victims.len())];
         let after = random.part_of(whole);
         let step = life.live(&home, Some((victim, after)));
