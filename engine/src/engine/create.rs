@@ -41,8 +41,8 @@ impl Engine {
     pub fn create(&self, mut config: Config) -> Result<New, Error> {
         if !config.name.is_empty() && !names::is_valid(&config.name) {
             return Err(Error::Invalid(format!(
-                "`{}` cannot be a container's name: use letters, digits, `_`, `.` and `-`, the first \
-                 a letter or a digit",
+                "`{}` cannot be a container's name: use two or more letters, digits, `_`, `.` and \
+                 `-`, the first a letter or a digit",
                 config.name
             )));
         }
@@ -95,7 +95,8 @@ impl Engine {
     pub fn rename(&self, name: &str, new: &str) -> Result<(), Error> {
         if !names::is_valid(new) {
             return Err(Error::Invalid(format!(
-                "`{new}` cannot be a container's name: use letters, digits, `_`, `.` and `-`"
+                "`{new}` cannot be a container's name: use two or more letters, digits, `_`, `.` and \
+                 `-`, the first a letter or a digit"
             )));
         }
         // Before the lock: to find a container may be to remove it.
