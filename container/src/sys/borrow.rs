@@ -48,10 +48,10 @@ fn fork_on<F: FnOnce()>(
     args.stack = stack.base.as_ptr() as u64;
     args.stack_size = STACK as u64;
     let result: c_long;
-    // SAFETY: the structure is as long as told and, like all that it points to, lives through the call. The child comes back
-    // from the call on a stack of its own, which ends on a multiple of 16, touches nothing of this frame and goes on in `run`,
-    // which never returns. While it does, this thread stands still, so that `child` is run once, by one of them, and what it
-    // borrows is there. Thread-local storage is this thread's: what the child leaves in it (errno) nobody reads.
+    // While the child borrows it this thread stands still, so that `child` is run once, by one of them, and what it borrows is
+    // there. Thread-local storage is this thread's: what the child leaves in it (errno) nobody reads.
+    // SAFETY: the structure is as long as told and, like all that it points to, lives through the call. The child has a stack
+    // of its own, which ends on a multiple of 16, touches nothing of this frame and goes on in `run`, which never returns.
     unsafe {
         asm!(
             "syscall",

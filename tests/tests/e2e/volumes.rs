@@ -20,6 +20,19 @@ fn host() -> TempDir {
     dir
 }
 
+/// What a container with the volume `conf` in place of its `/etc` says.
+fn with_conf(home: &Home, script: &str) -> String {
+    let volume = ["-v", "conf:/etc"];
+    home.expect(
+        &[
+            &["run", "--rm"],
+            &volume[..],
+            &["busybox", "sh", "-c", script],
+        ]
+        .concat(),
+    )
+}
+
 /// Kills a process, which may have ended with another.
 fn kill(pid: u32) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
@@ -128,16 +141,7 @@ fn volume_when_used_again_then_what_was_written_is_there_and_it_began_as_the_ima
     let home = Home::with_busybox();
     let first = "ls -A /etc; echo kept >/etc/kept";
     let second = "cat /etc/kept; grep -c root /etc/passwd; echo x >/etc/kept";
-    let listing = home.expect(&[
-        "run",
-        "--rm",
-        "-v",
-        "conf:/etc",
-        "busybox",
-        "sh",
-        "-c",
-        first,
-    ]);
+    let listing = with_conf(&home, first);
     assert!(listing.contains("passwd"), "{listing}");
     let (stdout, _) = home.expect_code(
         1,
@@ -228,16 +232,7 @@ fn volume_when_there_is_no_file_server_then_a_disk_that_stays_one() {
     assert!(home.root().join("volumes/conf/disk.ext4").is_file());
     // With a file server about, it is a disk all the same.
     let second = "cat /etc/kept; echo more >>/etc/kept; grep -c root /etc/passwd";
-    let stdout = home.expect(&[
-        "run",
-        "--rm",
-        "-v",
-        "conf:/etc",
-        "busybox",
-        "sh",
-        "-c",
-        second,
-    ]);
+    let stdout = with_conf(&home, second);
     assert_eq!(stdout, "kept\n1\n");
     let third = sh(&["-v", "conf:/etc:ro"], "cat /etc/kept; echo x >/etc/kept");
     assert_eq!((third.0, &*third.1), (Some(1), "kept\nmore\n"), "{third:?}");
