@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use crate::cgroup::{Cgroup, Limits, Stats};
+use crate::cgroup::{Cgroup, Limits, MemoryEvents, Stats};
 use crate::child::{self, Message};
 use crate::create::{Create, Stdio};
 use crate::error::Error;
@@ -52,7 +52,7 @@ impl Container {
     /// Checks the configuration and makes the container, up to the point where it only has to be started. When this fails
     /// nothing is left of it.
     pub fn create(mut create: Create<'_>) -> Result<Container, Error> {
-        let prepared = prepare::container(&mut create)?;
+        let mut prepared = prepare::container(&mut create)?;
         let linux = create.spec.linux.as_ref();
         let flags = prepared.namespaces.clone_flags();
         let joined_pid = prepared
@@ -62,11 +62,15 @@ impl Container {
         let limits = &prepared.limits;
         let cgroup = create
             .cgroup
-            .as_deref()
-            .map(|path| Cgroup::create(path, limits))
+            .as_ref()
+            .map(|location| Cgroup::create(location, limits))
             .transpose()?;
-        let directory = cgroup.as_ref().map(Cgroup::directory);
-        let started = match fork(prepared.plan, flags, directory, joined_pid) {
+        let directory = cgroup.as_ref().and_then(Cgroup::directory);
+        let placed = cgroup
+            .as_ref()
+            .map_or(Ok(()), |group| prepare::place(&mut prepared.plan, group));
+        let started = match placed.and_then(|()| fork(prepared.plan, flags, directory, joined_pid))
+        {
             Ok(started) => started,
             Err(error) => {
                 let _ = cgroup.map(|group| group.remove());
@@ -254,6 +258,11 @@ impl Container {
         Ok(())
     }
 
+    /// Its control group.
+    pub fn control_group(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
     /// Whether it was paused.
     pub fn is_paused(&self) -> bool {
         self.paused
@@ -274,16 +283,16 @@ impl Container {
         self.cgroup.as_ref().map_or(Ok(0), Cgroup::oom_kills)
     }
 
-    /// A file to poll for `POLLPRI`, which comes when memory runs out (and at other events of it): then read the file, and
-    /// ask [`Container::oom_kills`]. None if memory is not watched.
-    pub fn memory_events(&self) -> Result<Option<OwnedFd>, Error> {
+    /// What tells when memory runs out. None if memory is not watched.
+    pub fn memory_events(&self) -> Result<Option<MemoryEvents>, Error> {
         self.cgroup.as_ref().map_or(Ok(None), Cgroup::memory_events)
     }
 
     /// Changes its limits. Those that are not named stay.
     pub fn update(&self, resources: &Resources) -> Result<(), Error> {
-        let limits = Limits::read(resources)?;
-        self.cgroup("limit")?.apply(&limits)
+        let group = self.cgroup("limit")?;
+        let limits = Limits::read(resources, group.version())?;
+        group.apply(&limits)
     }
 
     /// Sends a signal to every process. SIGKILL reaches those too that are being forked.

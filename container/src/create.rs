@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::cgroup::Location;
 use crate::error::Error;
 use crate::spec::Spec;
 
@@ -17,9 +18,9 @@ pub struct Create<'a> {
     pub spec: &'a Spec,
     /// Where its root filesystem comes from.
     pub rootfs: Rootfs,
-    /// The directory of its control group (cgroup v2), which is made; one that exists must be empty of processes. None:
-    /// it shares its parent's, and limits are refused.
-    pub cgroup: Option<PathBuf>,
+    /// Where its control group is, which is made; one that exists must be empty of processes. None: it shares its parent's,
+    /// and limits are refused.
+    pub cgroup: Option<Location>,
     /// Its standard input, output and error.
     pub stdio: Stdio,
     /// Process 1 is a small reaper of ours, and the program its child.

@@ -71,6 +71,22 @@ pub enum Error {
         /// Which container.
         id: String,
     },
+    /// No control groups can be made.
+    #[error(
+        "no hierarchy of control groups is mounted on this host; `mount -t cgroup2 none /sys/fs/cgroup`"
+    )]
+    NoHierarchy,
+    /// A limit of what the group is not counted by.
+    #[error(
+        "cannot set {file}: this control group has no directory for the controller {controller}, which must be mounted, and \
+             known to be needed when the group is made"
+    )]
+    NoController {
+        /// Which controller.
+        controller: String,
+        /// What was to be written.
+        file: String,
+    },
     /// It has no control group, and that is what was asked for works by.
     #[error("cannot {step} container {id}: it has no control group of its own")]
     NoCgroup {

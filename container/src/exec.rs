@@ -52,6 +52,12 @@ impl Exec {
         stdio: Stdio,
         mut operations: Vec<O>,
     ) -> Result<Exec, Error> {
+        if let Some(group) = &container.cgroup {
+            let tasks = group.entrance()?;
+            if !tasks.is_empty() {
+                operations.insert(0, O::EnterGroups { tasks });
+            }
+        }
         let namespace = container.pidfd.clone();
         let flags = container.namespaces & !libc::CLONE_NEWPID;
         operations.push(O::Join {
@@ -76,7 +82,7 @@ impl Exec {
         let borrows = container.namespaces & NamespaceKind::Time.flag() == 0
             && !container.may_trace.load(Ordering::Relaxed);
         container.may_trace.fetch_or(will_trace, Ordering::Relaxed);
-        let cgroup = container.cgroup.as_ref().map(Cgroup::directory);
+        let cgroup = container.cgroup.as_ref().and_then(Cgroup::directory);
         let pids = (container.namespaces & libc::CLONE_NEWPID != 0).then(|| container.pidfd());
         let Executed {
             pid,

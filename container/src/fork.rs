@@ -96,8 +96,8 @@ pub(crate) fn execute(
     let started = match (start(&mut plan, cgroup), cgroup) {
         (Err(Errno::AGAIN), Some(group)) => {
             // It has as many processes as it may have, and none is born into it. One may enter it all the same.
-            let processes = processes_of(group).map_err(not_started)?;
-            let enter = Operation::EnterGroup { processes };
+            let tasks = vec![processes_of(group).map_err(not_started)?.into()];
+            let enter = Operation::EnterGroups { tasks };
             plan.operations.insert(0, enter);
             start(&mut plan, None)
         }

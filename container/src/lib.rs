@@ -10,7 +10,7 @@
 #![deny(unsafe_code)]
 
 pub mod capabilities;
-mod cgroup;
+pub mod cgroup;
 mod child;
 mod container;
 mod create;

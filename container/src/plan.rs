@@ -124,14 +124,26 @@ pub struct CapabilitySets {
     pub ambient: u64,
 }
 
+/// The files a process enters a control group by: `tasks` or `cgroup.procs` of each of its directories.
+pub type Entrance = Vec<Arc<OwnedFd>>;
+
+/// Directories of a control group, to be attached below a directory that is there.
+#[derive(Debug, Default)]
+pub struct GroupTrees {
+    /// Each with its place.
+    pub trees: Vec<(OwnedFd, CString)>,
+    /// Symbolic links: their places, and what they say.
+    pub links: Vec<(CString, CString)>,
+}
+
 #[derive(Debug)]
 pub enum Operation {
     /// Waits until the parent has done what only it can: the user namespace's mappings.
     AwaitParent,
     Undumpable,
-    /// Enters the control group whose `cgroup.procs` this is.
-    EnterGroup {
-        processes: OwnedFd,
+    /// Enters a control group.
+    EnterGroups {
+        tasks: Entrance,
     },
     Join {
         namespace: Arc<OwnedFd>,
@@ -201,6 +213,11 @@ pub enum Operation {
         missing: Missing,
         source: String,
         copy_up: bool,
+    },
+    /// The directories of the control group in the hierarchies of version 1, once it is made.
+    ShowGroups {
+        target: String,
+        groups: GroupTrees,
     },
     MakeDirectory {
         place: Place,
@@ -300,7 +317,7 @@ impl Operation {
         match self {
             O::AwaitParent => ("map users into", "the user namespace".into()),
             O::Undumpable => ("protect", "the process from its neighbours".into()),
-            O::EnterGroup { .. } => ("enter", "the control group".into()),
+            O::EnterGroups { .. } => ("enter", "the control group".into()),
             O::Join { name, .. } => ("join namespace", name.clone()),
             O::Unshare { name, .. } => ("make a namespace for", (*name).into()),
             O::BecomeRoot => ("become user 0 of", "the user namespace".into()),
@@ -326,6 +343,7 @@ impl Operation {
                 ("mount", format!("{} on {}", path(kind), path(target)))
             }
             O::Attach { target, source, .. } => ("mount", format!("{source} on {}", path(target))),
+            O::ShowGroups { target, .. } => ("mount the control groups on", target.clone()),
             O::MakeDirectory { place } => ("make directory", place.name()),
             O::Device { place, .. } => ("make device", place.name()),
             O::Link { place, .. } => ("make symbolic link", place.name()),

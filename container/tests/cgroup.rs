@@ -1,5 +1,5 @@
-//! What a control group does for a container without any controller: every Linux with cgroup v2 can run these. The limits
-//! themselves are in `limits.rs`.
+//! What a control group does for a container, besides limits (those are in `limits.rs`): on version 1, 2 or both, as this
+//! machine has them.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -7,13 +7,14 @@ mod common;
 
 use std::time::Duration;
 
+use bulkhead_container::cgroup::Cgroup;
 use bulkhead_container::spec::{DeviceKind, DeviceRule, Resources, Spec};
 use bulkhead_container::{Container, Create, Error, Pipes, Rootfs, Stdio};
 use common::*;
 
 fn create_in(group: &Group, spec: &Spec, rootfs: Rootfs) -> Result<(Container, Pipes), Error> {
     let (stdio, pipes) = Stdio::pipes().unwrap();
-    let cgroup = Some(group.path().to_owned());
+    let cgroup = Some(group.location());
     let create = Create {
         id: "test",
         spec,
@@ -31,12 +32,28 @@ fn container_when_in_a_group_then_all_its_processes_are() {
     let (root, group) = (rootfs(), Group::new("procs"));
     let (mut container, mut pipes) = create_in(
         &group,
-        &spec("sleep 1000 & grep ^0: /proc/self/cgroup; cat"),
+        &spec("sleep 1000 & cat /proc/self/cgroup; echo; cat"),
         overlay(root.path()),
     )
     .unwrap();
     container.start().unwrap();
-    assert_eq!(read_line(&mut pipes).trim_end(), "0::/");
+    // In each hierarchy where it has a group, that is the topmost to it.
+    let mut lines = Vec::new();
+    while let Some(line) = Some(read_line(&mut pipes)).filter(|line| !line.is_empty()) {
+        lines.push(line);
+    }
+    let made = container.control_group().unwrap().location();
+    for controller in group.counting() {
+        assert!(made.directory_of(controller).unwrap().exists());
+        let own = match controller {
+            "" => "0::/".to_owned(),
+            name => format!("{name}:/"),
+        };
+        assert!(
+            lines.iter().any(|line| line.ends_with(&own)),
+            "{own} of {lines:?}"
+        );
+    }
     let exec = container
         .exec(&spec("sleep 1000").process.unwrap(), Stdio::Null)
         .unwrap();
@@ -45,7 +62,7 @@ fn container_when_in_a_group_then_all_its_processes_are() {
     assert!(processes.contains(&(exec.pid().as_raw_pid() as u32)));
     assert!(container.stats().unwrap().cpu.usage_us > 0);
     container.delete().unwrap();
-    assert!(!group.path().exists());
+    assert!(!group.exists());
     assert_eq!(wait(exec.pid()).signal, Some(9));
     finish(container.pid(), pipes);
 }
@@ -75,20 +92,90 @@ fn container_when_paused_then_it_stands_still_until_resumed() {
 #[test]
 fn group_when_made_by_the_container_then_it_goes_with_it() {
     let (root, group) = (rootfs(), Group::new("nested"));
-    let mut spec = spec(
-        "mkdir /sys/fs/cgroup/a /sys/fs/cgroup/a/b; echo $$ > /sys/fs/cgroup/a/b/cgroup.procs; echo; cat",
-    );
+    let inside = group.inside();
+    let mut spec = spec(&format!(
+        "mkdir {inside}/a {inside}/a/b; echo $$ > {inside}/a/b/cgroup.procs; echo; cat",
+    ));
     for mount in &mut spec.mounts {
         mount.options.retain(|option| option != "ro");
     }
     let (mut container, mut pipes) = create_in(&group, &spec, overlay(root.path())).unwrap();
     container.start().unwrap();
     read_line(&mut pipes);
-    assert!(group.path().join("a/b").exists());
+    assert!(group.leading().join("a/b").exists());
     assert_eq!(container.processes().unwrap().len(), 1);
     container.delete().unwrap();
-    assert!(!group.path().exists());
+    assert!(!group.exists());
     finish(container.pid(), pipes);
+}
+
+#[test]
+fn group_when_everywhere_then_in_each_hierarchy_and_gone_with_the_container() {
+    let (root, group) = (rootfs(), Group::everywhere("everywhere"));
+    let (mut container, pipes) = create_in(&group, &spec("cat"), overlay(root.path())).unwrap();
+    container.start().unwrap();
+    let pid = container.pid().as_raw_pid().to_string();
+    let location = group.location();
+    assert!(!location.directories().is_empty());
+    for directory in location.directories() {
+        let processes = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap();
+        assert!(
+            processes.lines().any(|line| line == pid),
+            "{}",
+            directory.display()
+        );
+    }
+    container.delete().unwrap();
+    assert!(!group.exists());
+    finish(container.pid(), pipes);
+}
+
+#[test]
+fn group_when_written_down_then_who_reads_it_can_do_the_same() {
+    let (root, group) = (rootfs(), Group::new("written"));
+    let command = "while :; do sleep 1000 & sleep 1000; done";
+    let (mut container, pipes) = create_in(&group, &spec(command), overlay(root.path())).unwrap();
+    container.start().unwrap();
+    let location = container.control_group().unwrap().location();
+    let text = serde_json::to_string(&location).unwrap();
+    let found = Cgroup::open(&serde_json::from_str(&text).unwrap()).unwrap();
+    wait_for(|| found.processes().unwrap().len() == 3);
+    found.freeze(true).unwrap();
+    assert!(found.is_frozen().unwrap());
+    // A signal ends what stands still, too.
+    found.kill().unwrap();
+    assert_eq!(wait(container.pid()).signal, Some(9));
+    wait_for(|| found.processes().unwrap().is_empty());
+    found.remove().unwrap();
+    assert!(!group.exists());
+    assert!(Cgroup::open(&location).is_err());
+    container.delete().unwrap();
+    drop(pipes);
+}
+
+#[test]
+fn group_when_shown_then_the_container_sees_its_own_and_cannot_change_it() {
+    let (root, group) = (rootfs(), Group::everywhere("shown"));
+    let inside = group.inside();
+    let command = format!(
+        "grep -c . {inside}/cgroup.procs; mkdir {inside}/a; ls /sys/fs/cgroup; mount | grep -c ' /sys/fs/cgroup.*(rw'"
+    );
+    let (mut container, pipes) = create_in(&group, &spec(&command), overlay(root.path())).unwrap();
+    container.start().unwrap();
+    let output = finish(container.pid(), pipes);
+    container.delete().unwrap();
+    assert!(
+        output.stderr.contains("Read-only file system"),
+        "{output:?}"
+    );
+    let mut lines = output.stdout.lines();
+    let processes: u32 = lines.next().unwrap().parse().unwrap();
+    assert!((1..4).contains(&processes), "{output:?}");
+    assert_eq!(lines.next_back(), Some("0"));
+    let names: Vec<&str> = lines.collect();
+    for controller in group.counting().into_iter().filter(|name| !name.is_empty()) {
+        assert!(names.contains(&controller), "{names:?}");
+    }
 }
 
 #[test]
@@ -151,5 +238,5 @@ fn container_when_not_to_be_made_then_no_group_is_left() {
         error.to_string(),
         "cannot mount nofs on /x: No such device (os error 19)"
     );
-    assert!(!group.path().exists());
+    assert!(!group.exists());
 }

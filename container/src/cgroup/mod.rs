@@ -1,25 +1,29 @@
-//! The control group of a container: its directory in a cgroup v2 hierarchy.
+//! The control group of a container: what limits, counts, stops and ends all of its processes.
 //!
-//! This is the only place that knows how the hierarchy looks: hosts that have version 1 will want another [`Cgroup`] with
-//! the same methods.
+//! A host has one hierarchy of groups (version 2), one for each controller (version 1), or both (hybrid): see
+//! [`Hierarchies`]. The same can be asked of a [`Cgroup`] on each.
 
 mod devices;
+mod files;
+mod hierarchies;
 mod limits;
+mod location;
+mod oom;
 mod stats;
+mod v1;
+mod v2;
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::BorrowedFd;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdir, openat, unlinkat};
-use rustix::io::{Errno, write};
+use rustix::event::Timespec;
 
 use crate::error::Error;
-use crate::sys;
+use crate::plan::Entrance;
 
+pub use hierarchies::Hierarchies;
 pub use limits::Limits;
+pub use location::{Location, Places};
+pub use oom::MemoryEvents;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
 
 /// How long the kernel is given to freeze or end all processes: some may sit in a call that cannot be interrupted.
@@ -27,45 +31,43 @@ const PATIENCE: Timespec = Timespec {
     tv_sec: 10,
     tv_nsec: 0,
 };
-/// More than the longest file that is read here.
-const MAX_FILE: u64 = 1 << 20;
+
+/// Of control groups, as far as their limits are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// A hierarchy for each controller.
+    One,
+    /// One for all.
+    Two,
+}
 
 /// A control group.
 #[derive(Debug)]
-pub struct Cgroup {
-    path: PathBuf,
-    directory: OwnedFd,
+pub struct Cgroup(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    One(v1::Groups),
+    Two(v2::Group),
+}
+
+/// A directory of a control group as its container sees it.
+#[derive(Debug)]
+pub(crate) struct Shown<'a> {
+    pub path: &'a std::path::Path,
+    /// Where it is below `/sys/fs/cgroup`.
+    pub name: String,
+    /// Further names of it.
+    pub links: Vec<String>,
 }
 
 impl Cgroup {
     /// Makes the group, and sets its limits. A group that exists already must have no processes.
-    pub fn create(path: &Path, limits: &Limits) -> Result<Cgroup, Error> {
-        let failed =
-            |e: Errno| Error::step("make the control group", path.display().to_string(), e);
-        let made = match mkdir(path, Mode::from_raw_mode(0o755)) {
-            Err(Errno::NOENT) => {
-                let parent = path.parent().unwrap_or(path);
-                std::fs::create_dir_all(parent).map_err(|e| {
-                    Error::step("make the control group", parent.display().to_string(), e)
-                })?;
-                mkdir(path, Mode::from_raw_mode(0o755))
-            }
-            made => made,
-        };
-        let is_new = match made {
-            Err(Errno::EXIST) => false,
-            made => made.map(|()| true).map_err(failed)?,
-        };
-        // CLONE_INTO_CGROUP wants to read it.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = openat(CWD, path, flags, Mode::empty()).map_err(failed)?;
-        let group = Cgroup {
-            path: path.to_owned(),
-            directory,
-        };
-        if !is_new && group.event("populated")? {
-            return Err(failed(Errno::BUSY));
-        }
+    pub fn create(location: &Location, limits: &Limits) -> Result<Cgroup, Error> {
+        let group = Cgroup(match location {
+            Location::Directory(path) => Kind::Two(v2::Group::make(path)?),
+            Location::Hierarchies(places) => Kind::One(v1::Groups::make(places, limits)?),
+        });
         match group.apply(limits) {
             Ok(()) => Ok(group),
             Err(error) => {
@@ -75,234 +77,151 @@ impl Cgroup {
         }
     }
 
+    /// Opens a group that exists.
+    pub fn open(location: &Location) -> Result<Cgroup, Error> {
+        Ok(Cgroup(match location {
+            Location::Directory(path) => Kind::Two(v2::Group::open(path).map_err(|e| {
+                Error::step("open the control group", path.display().to_string(), e)
+            })?),
+            Location::Hierarchies(places) => Kind::One(v1::Groups::open(places)?),
+        }))
+    }
+
+    /// Where it is: all of it, and nothing that was not made.
+    pub fn location(&self) -> Location {
+        match &self.0 {
+            Kind::One(groups) => groups.location(),
+            Kind::Two(group) => Location::Directory(group.path().to_owned()),
+        }
+    }
+
+    /// Which version its limits are of.
+    pub fn version(&self) -> Version {
+        match &self.0 {
+            Kind::One(_) => Version::One,
+            Kind::Two(_) => Version::Two,
+        }
+    }
+
     /// Sets limits. What was set before and is not named stays.
     pub fn apply(&self, limits: &Limits) -> Result<(), Error> {
-        for limit in &limits.files {
-            match self.write(&limit.file, &limit.value) {
-                Err(Errno::NOENT) => {
-                    self.enable(&limit.file)?;
-                    match self.write(&limit.file, &limit.value) {
-                        // Kernels without swap and the like: what they lack cannot be used up.
-                        Err(Errno::NOENT) if limit.optional => {}
-                        written => written.map_err(|e| self.failed("write", &limit.file, e))?,
-                    }
-                }
-                written => written.map_err(|e| self.failed("write", &limit.file, e))?,
-            }
+        match &self.0 {
+            Kind::One(groups) => groups.apply(limits),
+            Kind::Two(group) => group.apply(limits),
         }
-        if let Some(rules) = &limits.devices {
-            let failed = |e| self.failed("limit the devices of", "", e);
-            let program = sys::load_device_program(&devices::compile(rules)).map_err(failed)?;
-            sys::attach_device_program(self.directory.as_fd(), program.as_fd()).map_err(failed)?;
+    }
+
+    /// What a child is born into, by clone3(2); none where it has to enter by itself.
+    pub(crate) fn directory(&self) -> Option<BorrowedFd<'_>> {
+        match &self.0 {
+            Kind::One(_) => None,
+            Kind::Two(group) => Some(group.directory()),
         }
-        Ok(())
     }
 
-    /// Has every group above hand its controller of `file` down, which groups do not by themselves.
-    fn enable(&self, file: &str) -> Result<(), Error> {
-        let controller = file.split('.').next().unwrap_or(file);
-        let above: Vec<&Path> = self
-            .path
-            .ancestors()
-            .skip(1)
-            .take_while(|p| p.join("cgroup.subtree_control").exists())
-            .collect();
-        for group in above.into_iter().rev() {
-            let control = group.join("cgroup.subtree_control");
-            let enabled = std::fs::read_to_string(&control).unwrap_or_default();
-            if !enabled.split_whitespace().any(|name| name == controller) {
-                // A controller that is not there is said by who misses its files.
-                match std::fs::write(&control, format!("+{controller}")) {
-                    Err(e)
-                        if !matches!(
-                            e.kind(),
-                            io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
-                        ) =>
-                    {
-                        return Err(Error::step(
-                            "enable controllers in",
-                            control.display().to_string(),
-                            e,
-                        ));
-                    }
-                    _ => {}
-                }
-            }
+    /// What it enters by itself through.
+    pub(crate) fn entrance(&self) -> Result<Entrance, Error> {
+        match &self.0 {
+            Kind::One(groups) => groups.entrance(),
+            Kind::Two(_) => Ok(Entrance::default()),
         }
-        Ok(())
     }
 
-    /// For clone3(2).
-    pub fn directory(&self) -> BorrowedFd<'_> {
-        self.directory.as_fd()
-    }
-
-    fn failed(&self, step: &'static str, file: &str, error: impl Into<io::Error>) -> Error {
-        Error::step(step, self.path.join(file).display().to_string(), error)
-    }
-
-    fn write(&self, file: &str, value: &str) -> Result<(), Errno> {
-        let file = openat(
-            &self.directory,
-            file,
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        write(file, value.as_bytes()).map(drop)
-    }
-
-    /// The text of a file; none if there is no such file, because its controller is not enabled.
-    fn read(&self, file: &str) -> Result<Option<String>, Error> {
-        let opened = match openat(
-            &self.directory,
-            file,
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        ) {
-            Err(Errno::NOENT) => return Ok(None),
-            opened => opened.map_err(|e| self.failed("open", file, e))?,
+    /// Its directories in hierarchies of version 1 and beside them, for the container to see.
+    pub(crate) fn shown(&self) -> Vec<Shown<'_>> {
+        let Kind::One(groups) = &self.0 else {
+            return Vec::new();
         };
-        let mut text = String::new();
-        let read = File::from(opened).take(MAX_FILE).read_to_string(&mut text);
-        match read {
-            // The group is gone.
-            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
-            read => read
-                .map(|_| Some(text))
-                .map_err(|e| self.failed("read", file, e)),
-        }
-    }
-
-    /// Whether `populated` or `frozen` is so.
-    fn event(&self, name: &str) -> Result<bool, Error> {
-        let text = self.read("cgroup.events")?.unwrap_or_default();
-        Ok(stats::value(&text, name) == Some(1))
-    }
-
-    /// Waits until an event is as wanted.
-    fn await_event(&self, name: &'static str, wanted: bool) -> Result<(), Error> {
-        let failed = |e: Errno| self.failed("wait for", "cgroup.events", e);
-        let events = openat(
-            &self.directory,
-            "cgroup.events",
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(failed)?;
-        loop {
-            let mut text = [0; 256];
-            let length = rustix::io::pread(&events, &mut text, 0).map_err(failed)?;
-            let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default()).into_owned();
-            if (stats::value(&text, name) == Some(1)) == wanted {
-                return Ok(());
-            }
-            // The kernel wakes whoever waits since the last reading.
-            let mut changed = [PollFd::new(&events, PollFlags::PRI)];
-            match poll(&mut changed, Some(&PATIENCE)) {
-                Ok(0) => return Err(failed(Errno::TIMEDOUT)),
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
+        let of_place = |place| Shown::of_place(place);
+        let unified = groups.unified().map(|group| Shown {
+            path: group.path(),
+            name: "unified".to_owned(),
+            links: Vec::new(),
+        });
+        groups
+            .places()
+            .iter()
+            .map(of_place)
+            .chain(unified)
+            .collect()
     }
 
     /// Stops all processes, or lets them go on; returns when they have.
     pub fn freeze(&self, frozen: bool) -> Result<(), Error> {
-        let value = if frozen { "1" } else { "0" };
-        self.write("cgroup.freeze", value)
-            .map_err(|e| self.failed("write", "cgroup.freeze", e))?;
-        self.await_event("frozen", frozen)
+        match &self.0 {
+            Kind::One(groups) => groups.freeze(frozen),
+            Kind::Two(group) => group.freeze(frozen),
+        }
+    }
+
+    /// Whether they stand still.
+    pub fn is_frozen(&self) -> Result<bool, Error> {
+        match &self.0 {
+            Kind::One(groups) => groups.is_frozen(),
+            Kind::Two(group) => group.is_frozen(),
+        }
     }
 
     /// Ends all processes; it does not wait for them.
     pub fn kill(&self) -> Result<(), Error> {
-        self.write("cgroup.kill", "1")
-            .map_err(|e| self.failed("write", "cgroup.kill", e))
+        match &self.0 {
+            Kind::One(groups) => groups.kill(),
+            Kind::Two(group) => group.kill(),
+        }
     }
 
-    /// Ends all processes, waits for that, and removes the group. One that is gone is no error.
+    /// Ends all processes, waits for that, and removes the group with those the container has made in it. One that is gone is
+    /// no error.
     pub fn remove(&self) -> Result<(), Error> {
-        match self.remove_tree() {
-            Err(Errno::BUSY) => {}
-            removed => return removed.map_err(|e| self.failed("remove", "", e)),
+        match &self.0 {
+            Kind::One(groups) => groups.remove(),
+            Kind::Two(group) => group.remove(),
         }
-        self.kill()?;
-        self.await_event("populated", false)?;
-        self.remove_tree().map_err(|e| self.failed("remove", "", e))
-    }
-
-    /// Removes the group and those that the container has made in it, the deepest first.
-    fn remove_tree(&self) -> Result<(), Errno> {
-        match unlinkat(CWD, &self.path, AtFlags::REMOVEDIR) {
-            Err(Errno::BUSY) => {}
-            Err(Errno::NOENT) => return Ok(()),
-            removed => return removed,
-        }
-        for group in self.subgroups().into_iter().rev() {
-            unlinkat(CWD, &group, AtFlags::REMOVEDIR)?;
-        }
-        unlinkat(CWD, &self.path, AtFlags::REMOVEDIR)
-    }
-
-    /// Groups below, each before those below it.
-    fn subgroups(&self) -> Vec<PathBuf> {
-        const MOST: usize = 10_000;
-        let mut groups = vec![self.path.clone()];
-        let mut next = 0;
-        while let Some(group) = groups.get(next).filter(|_| groups.len() < MOST) {
-            let inside = std::fs::read_dir(group).into_iter().flatten().flatten();
-            let below: Vec<_> = inside
-                .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
-                .map(|e| e.path())
-                .collect();
-            groups.extend(below);
-            next += 1;
-        }
-        groups.split_off(1)
     }
 
     /// The numbers of all processes, in no order.
     pub fn processes(&self) -> Result<Vec<u32>, Error> {
-        let mut all: Vec<u32> = Vec::new();
-        let add = |all: &mut Vec<u32>, text: &str| {
-            all.extend(text.lines().filter_map(|l| l.parse::<u32>().ok()))
-        };
-        add(&mut all, &self.read("cgroup.procs")?.unwrap_or_default());
-        for group in self.subgroups() {
-            add(
-                &mut all,
-                &std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default(),
-            );
-        }
-        // Zero are those of process namespaces that the reader does not see.
-        all.retain(|&pid| pid != 0);
-        Ok(all)
+        Ok(match &self.0 {
+            Kind::One(groups) => groups.processes(),
+            Kind::Two(group) => files::processes(group.path()),
+        })
     }
 
     /// How often the kernel ended a process of the group because memory ran out.
     pub fn oom_kills(&self) -> Result<u64, Error> {
-        let text = self.read("memory.events")?.unwrap_or_default();
-        Ok(stats::value(&text, "oom_kill").unwrap_or(0))
+        match &self.0 {
+            Kind::One(groups) => groups.oom_kills(),
+            Kind::Two(group) => group.oom_kills(),
+        }
     }
 
-    /// A file that polls as exceptional (`POLLPRI`) when memory ran out, once for each time it was read; none without the
-    /// memory controller.
-    pub fn memory_events(&self) -> Result<Option<OwnedFd>, Error> {
-        match openat(
-            &self.directory,
-            "memory.events",
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        ) {
-            Err(Errno::NOENT) => Ok(None),
-            opened => opened
-                .map(Some)
-                .map_err(|e| self.failed("open", "memory.events", e)),
+    /// What tells when memory runs out; none without the memory controller.
+    pub fn memory_events(&self) -> Result<Option<MemoryEvents>, Error> {
+        match &self.0 {
+            Kind::One(groups) => groups.memory_events(),
+            Kind::Two(group) => group.memory_events(),
         }
     }
 
     /// What the group uses now.
     pub fn stats(&self) -> Result<Stats, Error> {
-        Stats::read(|file| self.read(file))
+        match &self.0 {
+            Kind::One(groups) => groups.stats(),
+            Kind::Two(group) => group.stats(),
+        }
+    }
+}
+
+impl<'a> Shown<'a> {
+    fn of_place(place: &'a location::Place) -> Shown<'a> {
+        let links = match place.controllers.len() {
+            1 => Vec::new(),
+            _ => place.controllers.clone(),
+        };
+        Shown {
+            path: &place.path,
+            name: place.controllers.join(","),
+            links,
+        }
     }
 }

@@ -78,7 +78,10 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
     match operation {
         O::AwaitParent => channel::await_go(state.channel()?),
         O::Undumpable => sys::set_undumpable(),
-        O::EnterGroup { processes } => rustix::io::write(processes, b"0").map(drop),
+        // 0 is whoever writes it.
+        O::EnterGroups { tasks } => tasks
+            .iter()
+            .try_for_each(|tasks| rustix::io::write(tasks, b"0").map(drop)),
         O::Join {
             namespace, flags, ..
         } => process::join(namespace, *flags),
@@ -115,6 +118,7 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
             copy_up,
             ..
         } => mounts::attach(tree, target, *missing, *copy_up),
+        O::ShowGroups { groups, .. } => mounts::show_groups(groups),
         O::MakeDirectory { place } => mounts::make_directory(place, state),
         O::Device {
             place,

@@ -18,7 +18,7 @@ use rustix::mount::{
 use rustix::process::{Gid, Uid, fchdir};
 
 use super::{State, copy_up};
-use crate::plan::{Missing, Mount, MountKept, Place, Slot};
+use crate::plan::{GroupTrees, Missing, Mount, MountKept, Place, Slot};
 use crate::sys::{self, MountAttributes};
 
 /// With absolute paths alone: links then begin at the process's root, which is the container's. (`RESOLVE_IN_ROOT` would take
@@ -125,6 +125,18 @@ pub fn attach(tree: &OwnedFd, target: &CStr, missing: Missing, copy_up: bool) ->
         Some(hidden) => copy_up::copy(&hidden, target),
         None => Ok(()),
     }
+}
+
+/// Attaches the directories of a control group in a new filesystem of ours.
+pub fn show_groups(groups: &GroupTrees) -> Result<(), Errno> {
+    for (tree, target) in &groups.trees {
+        mkdirat(CWD, target, MODE)?;
+        move_mount(tree, c"", CWD, target, THIS)?;
+    }
+    groups
+        .links
+        .iter()
+        .try_for_each(|(link, target)| symlinkat(target, CWD, link))
 }
 
 /// Makes a mount's target, and the directories that lead there.

@@ -2,6 +2,7 @@
 //!
 //! The order of the operations, and why it is that order, is told in docs/containers.md.
 
+mod cgroup;
 mod devices;
 mod layout;
 mod mounts;
@@ -14,7 +15,7 @@ mod sysctl;
 use std::ffi::{CString, c_ulong};
 use std::os::fd::OwnedFd;
 
-use crate::cgroup::Limits;
+use crate::cgroup::{Limits, Location, Version};
 use crate::create::{Create, Stdio};
 use crate::error::Error;
 use crate::hooks::{self, Hooks};
@@ -23,6 +24,7 @@ use crate::plan::{Operation as O, Plan};
 use crate::seccomp::{self, Filter};
 use crate::spec::{Linux, NamespaceKind, Process, Spec};
 
+pub(crate) use cgroup::place;
 pub(crate) use process::{Tail, available_capabilities};
 
 /// A configuration that was read.
@@ -50,25 +52,30 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     let namespaces = Namespaces::read(linux)?;
     let stdio = std::mem::replace(&mut create.stdio, Stdio::Null);
     check_terminal(process, &stdio)?;
-    let limits = linux
-        .resources
+    let version = create
+        .cgroup
         .as_ref()
-        .map(Limits::read)
-        .transpose()?
-        .unwrap_or_default();
+        .map_or(Version::Two, Location::version);
+    let limits = match &linux.resources {
+        Some(resources) => Limits::read(resources, version)?,
+        None => Limits::none(version),
+    };
     if create.cgroup.is_none() && !limits.is_empty() {
         let problem = "there are limits, but no control group to set them for";
         return Err(Error::invalid("linux.resources", problem));
     }
 
     let mut operations = Vec::with_capacity(128);
+    if version == Version::One {
+        operations.push(O::EnterGroups { tasks: Vec::new() });
+    }
     enter_namespaces(&namespaces, linux, &mut operations)?;
     oom_score(process, &mut operations);
     let personality = personality(linux)?;
     operations.extend(personality.map(O::Personality));
     operations.push(O::Umask(0));
     let mut inside = Vec::with_capacity(128);
-    let layout = mounts::mount(spec, &namespaces, &mut inside)?;
+    let layout = mounts::mount(spec, &namespaces, version, &mut inside)?;
     let hooks = hooks::read(create.id, spec, create.bundle.as_ref())?;
     let interrupted = hooks.as_ref().is_some_and(Hooks::interrupt_creation);
     // In a user namespace the kernel shows no more of /proc and /sys than can be seen already, so that new ones are mounted

@@ -8,6 +8,7 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 use super::layout::Layout;
 use super::options::{self, Options};
 use super::{absolute, c_string};
+use crate::cgroup::Version;
 use crate::error::Error;
 use crate::namespaces::Namespaces;
 use crate::plan::{Missing, Mount as NewMount, MountKept, Operation as O, Place, Slot};
@@ -18,6 +19,7 @@ use crate::sys::{self, MountAttributes};
 pub fn mount(
     spec: &Spec,
     namespaces: &Namespaces,
+    version: Version,
     operations: &mut Vec<O>,
 ) -> Result<Layout, Error> {
     let mut layout = Layout::default();
@@ -46,6 +48,8 @@ pub fn mount(
         mount.make_room(&layout, operations)?;
         if mount.options.bind {
             mount.bind(&mut layout, operations)?;
+        } else if version == Version::One && mount.mount.kind.as_deref() == Some("cgroup") {
+            super::cgroup::mount(&mount, operations)?;
         } else {
             mount.filesystem(namespaces, &mut layout, operations)?;
         }
@@ -54,11 +58,11 @@ pub fn mount(
 }
 
 /// A mount, read.
-struct Read<'a> {
-    field: String,
+pub struct Read<'a> {
+    pub field: String,
     mount: &'a Mount,
-    destination: String,
-    options: Options,
+    pub destination: String,
+    pub options: Options,
 }
 
 impl Read<'_> {
@@ -168,7 +172,7 @@ impl Read<'_> {
             Some("bind") => {
                 return Err(Error::invalid(field("options"), "bind or rbind is missing"));
             }
-            // Only the second version is there to be mounted.
+            // A group of version 2, or the whole hierarchy where there is none.
             Some("cgroup") => "cgroup2",
             Some(kind) => kind,
             None => {

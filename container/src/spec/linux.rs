@@ -193,13 +193,13 @@ pub struct Resources {
     /// Huge pages.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hugepage_limits: Vec<HugepageLimit>,
-    /// Refused: classes and priorities of network packets are of cgroup v1.
+    /// Classes and priorities of network packets; cgroup v1 only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub network: Option<serde_json::Value>,
+    pub network: Option<Network>,
     /// Remote direct memory access, by the names of devices.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub rdma: BTreeMap<String, Rdma>,
-    /// Files of cgroup v2 and what to write to them, as they are.
+    /// Files of cgroup v2 and what to write to them, as they are; cgroup v2 only.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unified: BTreeMap<String, String>,
 }
@@ -237,12 +237,21 @@ pub struct Memory {
     /// Memory and swap together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap: Option<i64>,
-    /// How readily it is swapped; cgroup v1 only and refused.
+    /// Of the kernel; cgroup v1 only, and passed over by kernels that count it with the rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<i64>,
+    /// Of buffers of TCP; likewise.
+    #[serde(rename = "kernelTCP", skip_serializing_if = "Option::is_none")]
+    pub kernel_tcp: Option<i64>,
+    /// How readily it is swapped, 0 to 100; cgroup v1 only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swappiness: Option<u64>,
-    /// Wait instead of being ended when memory runs out; cgroup v1 only and refused if true.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Wait instead of being ended when memory runs out; cgroup v1 only.
+    #[serde(rename = "disableOOMKiller", skip_serializing_if = "Option::is_none")]
     pub disable_oom_killer: Option<bool>,
+    /// Groups below count with this one, as they always do in newer kernels; cgroup v1 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_hierarchy: Option<bool>,
     /// Refuse a limit below what is used already.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check_before_update: Option<bool>,
@@ -273,10 +282,10 @@ pub struct Cpu {
     /// 1: it runs only when nobody else wants to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle: Option<i64>,
-    /// Realtime scheduling; cgroup v1 only and refused.
+    /// Microseconds of realtime scheduling in each period of that; cgroup v1 only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub realtime_runtime: Option<i64>,
-    /// Realtime scheduling; cgroup v1 only and refused.
+    /// Microseconds of such a period; cgroup v1 only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub realtime_period: Option<u64>,
 }
@@ -356,6 +365,33 @@ pub struct HugepageLimit {
     pub page_size: String,
     /// Bytes.
     pub limit: u64,
+}
+
+/// How packets of a container are told apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Network {
+    /// Their class, which rules of traffic control name.
+    #[serde(rename = "classID", skip_serializing_if = "Option::is_none")]
+    pub class_id: Option<u32>,
+    /// Their priorities, by interface.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub priorities: Vec<InterfacePriority>,
+}
+
+impl Network {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.class_id.unwrap_or(0) == 0 && self.priorities.is_empty()
+    }
+}
+
+/// The priority of packets on one interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfacePriority {
+    /// The interface.
+    pub name: String,
+    /// The priority.
+    pub priority: u32,
 }
 
 /// Limits of a device for remote direct memory access.

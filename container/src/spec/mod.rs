@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 
 pub use hooks::{Hook, Hooks};
 pub use linux::{
-    BlockIo, BlockIoDevice, Cpu, Device, DeviceKind, DeviceRule, HugepageLimit, IdMapping, Linux,
-    LinuxPids, Memory, Namespace, NamespaceKind, Personality, Rdma, Resources, Seccomp,
-    SeccompAction, SeccompArgument, SeccompOperator, SeccompRule, Throttle, TimeOffset,
+    BlockIo, BlockIoDevice, Cpu, Device, DeviceKind, DeviceRule, HugepageLimit, IdMapping,
+    InterfacePriority, Linux, LinuxPids, Memory, Namespace, NamespaceKind, Network, Personality,
+    Rdma, Resources, Seccomp, SeccompAction, SeccompArgument, SeccompOperator, SeccompRule,
+    Throttle, TimeOffset,
 };
 pub use process::{Capabilities, ConsoleSize, Process, Rlimit, User};
 pub use scheduling::{IoPriority, Scheduler};

@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use bulkhead_container::cgroup::{Cgroup, Hierarchies, Location, Version};
 use bulkhead_container::spec::{
     Capabilities, Linux, Mount, Namespace, NamespaceKind, Process, Spec,
 };
@@ -178,50 +179,70 @@ pub fn succeed(spec: &Spec, rootfs: Rootfs) -> String {
     output.stdout
 }
 
-/// A name for a control group that goes away with all that is in it.
-pub struct Group(PathBuf);
+/// A place for a control group that goes away with all that is in it.
+pub struct Group(Location);
 
 impl Group {
-    /// In `BULKHEAD_CGROUP_ROOT`, or wherever cgroup v2 is mounted.
+    /// In `BULKHEAD_CGROUP_ROOT`, a directory of cgroup v2, or wherever this machine has its control groups.
     pub fn new(name: &str) -> Group {
-        let root = std::env::var_os("BULKHEAD_CGROUP_ROOT").map_or_else(cgroup2, PathBuf::from);
-        Group(root.join(format!("bulkhead-test-{}-{name}", std::process::id())))
+        let name = format!("bulkhead-test-{}-{name}", std::process::id());
+        Group(match std::env::var_os("BULKHEAD_CGROUP_ROOT") {
+            Some(root) => Location::Directory(PathBuf::from(root).join(name)),
+            None => {
+                let host = Hierarchies::of_this_host().unwrap_or_else(|e| panic!("{e}"));
+                host.at(format!("/{name}"))
+            }
+        })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.0
+    pub fn everywhere(name: &str) -> Group {
+        let group = Group::new(name);
+        Group(group.location().everywhere())
+    }
+
+    pub fn location(&self) -> Location {
+        self.0.clone()
+    }
+
+    /// Whether anything of it is there.
+    pub fn exists(&self) -> bool {
+        self.0.directories().into_iter().any(Path::exists)
+    }
+
+    /// Controllers of hierarchies in which it has a directory, whatever its limits; nothing for that of version 2.
+    pub fn counting(&self) -> Vec<&'static str> {
+        match self.0.version() {
+            Version::Two => vec![""],
+            Version::One => {
+                let all = ["freezer", "memory", "pids"].into_iter();
+                all.filter(|name| self.0.directory_of(name).is_some())
+                    .collect()
+            }
+        }
+    }
+
+    fn first(&self) -> &'static str {
+        self.counting()[0]
+    }
+
+    /// The directory that tells of its processes.
+    pub fn leading(&self) -> &Path {
+        self.0.directory_of(self.first()).unwrap()
+    }
+
+    /// Where the container finds that.
+    pub fn inside(&self) -> String {
+        format!("/sys/fs/cgroup/{}", self.first())
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
         // A test that failed leaves its container.
-        let _ = fs::write(self.0.join("cgroup.kill"), "1");
-        for _ in 0..100 {
-            if remove_groups(&self.0) {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+        if let Ok(group) = Cgroup::open(&self.0) {
+            let _ = group.remove();
         }
     }
-}
-
-fn remove_groups(group: &Path) -> bool {
-    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_groups(&entry.path());
-        }
-    }
-    fs::remove_dir(group).is_ok() || !group.exists()
-}
-
-fn cgroup2() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = mounts
-        .lines()
-        .find(|line| line.contains(" - cgroup2 "))
-        .expect("cgroup2 is mounted nowhere");
-    line.split(' ').nth(4).unwrap().into()
 }
 
 /// Waits for what is sure to come; a minute is for machines that have much else to do.

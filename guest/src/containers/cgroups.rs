@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bulkhead_container::cgroup::Location;
+
 /// What containers are limited and counted by.
 const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "cpuset"];
 
@@ -32,8 +34,8 @@ impl Cgroups {
         }
     }
 
-    /// The folder of a container's group, which is not made yet; `None` where there are none.
-    pub fn of_container(&mut self, id: &str) -> io::Result<Option<PathBuf>> {
+    /// Where a container's group is, which is not made yet; `None` where there are none.
+    pub fn of_container(&mut self, id: &str) -> io::Result<Option<Location>> {
         let Some(root) = &self.root else {
             return Ok(None);
         };
@@ -51,7 +53,7 @@ impl Cgroups {
             fs::write("/proc/sys/vm/overcommit_memory", "1")?;
             self.ready = true;
         }
-        Ok(Some(containers.join(id)))
+        Ok(Some(containers.join(id).into()))
     }
 }
 

@@ -8,7 +8,7 @@ use bulkhead_protocol as api;
 use bulkhead_protocol::{CreateContainer, Event, EventKind, Exit};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::oom::OomWatch;
+use super::oom;
 use super::volumes::Mounted;
 use super::{Entry, ExecEntry, MAX_CONTAINERS, MAX_EXECS, Phase, disks, is_id, stdio};
 use crate::guest::Guest;
@@ -54,7 +54,7 @@ impl Guest {
             id,
             spec: &wanted.spec,
             rootfs,
-            cgroup: cgroup.clone(),
+            cgroup,
             stdio,
             init: wanted.init,
             bundle: None,
@@ -67,10 +67,8 @@ impl Guest {
             None => ends,
         };
         let key = self.register(id, container, ends)?;
-        if let Some(cgroup) = cgroup
-            && let Some(entry) = self.containers.entries.get_mut(key)
-        {
-            entry.oom = OomWatch::start(&cgroup, &self.poll, key);
+        if let Some(entry) = self.containers.entries.get_mut(key) {
+            entry.oom = oom::watch(&entry.container, &self.poll, key);
         }
         self.tell_of(key, EventKind::Created);
         Ok(key)
@@ -217,8 +215,8 @@ impl Guest {
             return;
         };
         if let Some(watch) = &mut entry.oom {
-            watch.update();
-            exit.oom_killed = watch.kills > 0;
+            watch.ran_out();
+            exit.oom_killed = watch.kills() > 0;
         }
         if let Some((code, error)) = entry.failure.take() {
             exit = Exit {
@@ -257,7 +255,7 @@ impl Guest {
             // Only then can it have been the reason.
             && exit.signal == Some(9)
         {
-            exit.oom_killed = watch.update() || watch.kills > 0;
+            exit.oom_killed = watch.ran_out() || watch.kills() > 0;
         }
         let Some(entry) = self.containers.execs.get_mut(&number) else {
             return;

@@ -14,12 +14,12 @@ pub mod volumes;
 use std::collections::BTreeMap;
 
 use bulkhead_container::Container;
+use bulkhead_container::cgroup::MemoryEvents;
 use bulkhead_protocol::{ContainerState, ExecState, Exit, Status};
 use rustix::process::Pid;
 
 use crate::server::slab::{Key, Slab};
 use cgroups::Cgroups;
-use oom::OomWatch;
 
 /// The most containers at a time. A guest is made for one.
 pub const MAX_CONTAINERS: usize = 64;
@@ -61,7 +61,7 @@ pub struct Entry {
     /// Why its program could not be executed: the exit's code and a sentence.
     pub failure: Option<(u8, String)>,
     /// Whether its memory runs out.
-    pub oom: Option<OomWatch>,
+    pub oom: Option<MemoryEvents>,
     /// Clients that wait for its end.
     pub waiting: Vec<Key>,
     /// Clients that want it deleted as soon as it has ended.

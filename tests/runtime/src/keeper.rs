@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use bulkhead_container::cgroup::{Hierarchies, Location};
 use bulkhead_container::spec::{self, Spec};
 use bulkhead_container::{Bundle, Container, Create, Error, Rootfs, State, Status, Stdio};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -261,15 +262,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// In the version 2 hierarchy of this host, if there is one.
-fn cgroup(id: &str, spec: &Spec) -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
-    let mounted = Path::new(line.split(' ').nth(4)?);
+/// In this host's hierarchies, if there are any.
+fn cgroup(id: &str, spec: &Spec) -> Option<Location> {
+    let host = Hierarchies::of_this_host().ok()?;
     let wanted = spec.linux.as_ref().and_then(|l| l.cgroups_path.as_deref());
-    Some(match wanted.filter(|path| !path.is_empty()) {
-        Some(path) => mounted.join(path.trim_start_matches('/')),
+    let location = match wanted.filter(|path| !path.is_empty()) {
+        Some(path) => host.at(Path::new("/").join(path)),
         // Another root may have a container of that name.
-        None => mounted.join(format!("oci-runtime-{}-{id}", std::process::id())),
-    })
+        None => host.at(format!("/oci-runtime-{}-{id}", std::process::id())),
+    };
+    Some(location.everywhere())
 }

@@ -1,0 +1,88 @@
+//! Where a container's control group is: which directories, in which of the host's hierarchies.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Version;
+
+/// Where a control group is, or is to be made. It can be written down: whoever reads it finds the group again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Location {
+    /// A directory of cgroup version 2.
+    Directory(PathBuf),
+    /// Directories of the hierarchies of version 1.
+    Hierarchies(Places),
+}
+
+/// A group's directories in hierarchies of version 1, and in that of version 2 beside them, where there is one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Places {
+    pub(super) places: Vec<Place>,
+    /// In the hierarchy of version 2.
+    pub(super) unified: Option<PathBuf>,
+    /// In all of them, whether or not the group has anything to ask of them.
+    pub(super) everywhere: bool,
+}
+
+/// A group's directory in a hierarchy of version 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    /// What the hierarchy is of: controllers, or its name.
+    pub controllers: Vec<String>,
+    pub path: PathBuf,
+}
+
+impl Location {
+    /// In every hierarchy of version 1, as the runtime specification has it; without this only in those that a limit, a
+    /// figure or a signal to all needs: each costs time when the container starts.
+    pub fn everywhere(mut self) -> Location {
+        if let Location::Hierarchies(places) = &mut self {
+            places.everywhere = true;
+        }
+        self
+    }
+
+    /// Which version the limits of a group here are of.
+    pub fn version(&self) -> Version {
+        match self {
+            Location::Directory(_) => Version::Two,
+            Location::Hierarchies(_) => Version::One,
+        }
+    }
+
+    /// The directories of the group, as far as it is made.
+    pub fn directories(&self) -> Vec<&Path> {
+        match self {
+            Location::Directory(path) => vec![path],
+            Location::Hierarchies(places) => {
+                let v1 = places.places.iter().map(|place| &*place.path);
+                v1.chain(places.unified.as_deref()).collect()
+            }
+        }
+    }
+
+    /// The directory of a controller, or of a named hierarchy.
+    pub fn directory_of(&self, controller: &str) -> Option<&Path> {
+        match self {
+            Location::Directory(path) => Some(path),
+            Location::Hierarchies(places) => {
+                let place = places.places.iter().find(|place| place.has(controller));
+                place.map(|place| &*place.path)
+            }
+        }
+    }
+}
+
+impl From<PathBuf> for Location {
+    fn from(directory: PathBuf) -> Location {
+        Location::Directory(directory)
+    }
+}
+
+impl Place {
+    pub fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+}
