@@ -44,7 +44,7 @@ setup: ## Install what is missing: packages, Rust's static target
 	@scripts/setup
 
 build: setup ## Build the programs, and the root images of the guests
-	$(CARGO) build $(STATIC) --release --package bulkhead --package bulkhead-vmm
+	$(CARGO) build $(STATIC) --release --package bulkhead --package bulkhead-runc --package bulkhead-vmm
 	@scripts/place $(GUEST)/agent.erofs resources/agent/build
 	@scripts/place $(GUEST)/test.erofs resources/test-guest/build erofs
 	@scripts/place $(GUEST)/test-initramfs.cpio resources/test-guest/build initramfs
@@ -56,6 +56,7 @@ kernel: setup ## Build the guest kernel
 
 install: build kernel ## Put the programs, the guest's parts, manual pages and completions under PREFIX
 	install -D -m 0755 $(BIN)/bulkhead $(DESTDIR)$(PREFIX)/bin/bulkhead
+	install -D -m 0755 $(BIN)/bulkhead-runc $(DESTDIR)$(PREFIX)/bin/bulkhead-runc
 	install -D -m 0755 $(BIN)/bulkhead-vmm $(DESTDIR)$(PREFIX)/lib/bulkhead/bulkhead-vmm
 	install -D -m 0644 $(GUEST)/vmlinux $(DESTDIR)$(PREFIX)/lib/bulkhead/vmlinux
 	install -D -m 0644 $(GUEST)/agent.erofs $(DESTDIR)$(PREFIX)/lib/bulkhead/agent.erofs

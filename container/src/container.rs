@@ -2,6 +2,7 @@
 
 use std::ffi::c_ulong;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -14,14 +15,15 @@ use crate::child::{self, Message};
 use crate::create::{Create, Stdio};
 use crate::error::Error;
 use crate::exec::Exec;
-use crate::fork::{Started, failure, fork, send_signal};
+use crate::fork::{Started, fork, send_signal};
+use crate::gate;
 use crate::hooks::{self, Hooks, Point};
-use crate::namespaces::Namespaces;
-use crate::plan::Plan;
+use crate::namespaces::{self, Namespaces};
+use crate::open::{self, Record};
+use crate::plan::{Plan, Remaining};
 use crate::prepare;
-use crate::seccomp::Filter;
-use crate::spec::{Linux, NamespaceKind, Process, Resources};
-use crate::sys;
+use crate::seccomp::{self, Filter};
+use crate::spec::{Linux, NamespaceKind, Process, Resources, Spec};
 
 /// How long a first process that was killed is given to end: it may sit in a call that cannot be interrupted.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,8 +35,8 @@ pub struct Container {
     pid: Pid,
     pub(crate) pidfd: Arc<OwnedFd>,
     terminal: Option<OwnedFd>,
-    /// To the first process, and what that is to do; none once it runs its program.
-    waiting: Option<(OwnedFd, Plan)>,
+    /// The way to the first process, and what that is to do; none once it runs its program.
+    waiting: Option<(Gate, Remaining)>,
     has_program: bool,
     /// From when the first of them may run until the last of them have.
     hooks: Option<Hooks>,
@@ -46,6 +48,15 @@ pub struct Container {
     pub(crate) may_trace: AtomicBool,
     pub(crate) cgroup: Option<Cgroup>,
     paused: bool,
+}
+
+/// How the first process is told to start.
+#[derive(Debug)]
+enum Gate {
+    /// It waits for this process.
+    Channel(OwnedFd),
+    /// It waits for whoever calls there.
+    Socket(PathBuf),
 }
 
 impl Container {
@@ -83,6 +94,7 @@ impl Container {
             channel,
             plan,
         } = started;
+        let gate = create.gate.take();
         let mut container = Container {
             id: create.id.to_owned(),
             pid,
@@ -105,7 +117,8 @@ impl Container {
         match ready {
             Ok(()) => {
                 container.hooks = container.hooks.take().or(hooks);
-                container.waiting = Some((channel, plan.after_the_gate()));
+                let gate = gate.map_or(Gate::Channel(channel), Gate::Socket);
+                container.waiting = Some((gate, plan.after_the_gate()));
                 Ok(container)
             }
             Err(error) => {
@@ -114,6 +127,43 @@ impl Container {
                 Started::reap(&container.pidfd);
                 Err(error)
             }
+        }
+    }
+
+    /// One that another process has made: its name and configuration, its first process, and its control group and hooks.
+    pub(crate) fn opened(
+        record: &Record,
+        (id, spec): (&str, &Spec),
+        (pid, pidfd): (Pid, OwnedFd),
+        (cgroup, hooks): (Option<Cgroup>, Option<Hooks>),
+    ) -> Result<Container, Error> {
+        let linux = spec.linux.as_ref();
+        let filter = linux.and_then(|linux| linux.seccomp.as_ref());
+        let paused = cgroup.as_ref().map(Cgroup::is_frozen).transpose()?;
+        let waiting = record.gate.clone().map(Gate::Socket);
+        Ok(Container {
+            id: id.to_owned(),
+            pid,
+            pidfd: Arc::new(pidfd),
+            terminal: None,
+            waiting: waiting.zip(record.remaining.clone()),
+            has_program: spec.process.is_some(),
+            hooks,
+            namespaces: linux.map_or(0, namespaces::flags),
+            seccomp: filter.map(seccomp::compile).transpose()?,
+            personality: linux.map_or(Ok(None), prepare::personality)?,
+            // Others may have executed programs that may.
+            may_trace: AtomicBool::new(true),
+            cgroup,
+            paused: paused.unwrap_or(false),
+        })
+    }
+
+    /// What whoever starts it must know, if that need not be this process.
+    pub(crate) fn gate(&self) -> (Option<PathBuf>, Option<Remaining>) {
+        match &self.waiting {
+            Some((Gate::Socket(path), remaining)) => (Some(path.clone()), Some(remaining.clone())),
+            _ => (None, None),
         }
     }
 
@@ -154,7 +204,7 @@ impl Container {
                     self.go_on(channel)?;
                 }
                 Message::Failed { operation, error } => {
-                    return Err(failure(plan, operation, error));
+                    return Err(plan.failure(operation, error));
                 }
                 Message::Gone => {
                     return Err(Error::Ended {
@@ -166,7 +216,7 @@ impl Container {
     }
 
     /// Lets the first process become the program. Returns when it has, or could not: then it ends with 127, and is still to be
-    /// waited for. When a hook before that fails, the container is deleted.
+    /// waited for. When a hook before that fails, the container is deleted; when one after it fails, the first process is killed.
     pub fn start(&mut self) -> Result<(), Error> {
         if !self.has_program {
             return Err(Error::NoProgram {
@@ -177,20 +227,23 @@ impl Container {
             self.run_hooks(Point::StartContainer)
                 .inspect_err(|_| drop(self.delete()))?;
         }
-        let Some((channel, plan)) = self.waiting.take() else {
-            return Err(Error::Started {
-                id: self.id.clone(),
-            });
+        let started = || Error::Started {
+            id: self.id.clone(),
+        };
+        let (gate, remaining) = self.waiting.take().ok_or_else(started)?;
+        let channel = match gate {
+            Gate::Channel(channel) => channel,
+            Gate::Socket(path) => match gate::call(&path) {
+                Err(Errno::CONNREFUSED | Errno::NOENT) => return Err(started()),
+                called => called.map_err(|e| Error::step("call", &*self.id, e))?,
+            },
         };
         self.go_on(&channel)?;
         match child::receive(&channel).map_err(|e| Error::step("hear from", &*self.id, e))? {
-            Message::Failed { operation, error } => Err(failure(&plan, operation, error)),
-            _ => {
-                if let Some(hooks) = &self.hooks {
-                    hooks.run_all(Point::Poststart, self);
-                }
-                Ok(())
-            }
+            Message::Failed { operation, error } => Err(remaining.failure(operation, error)),
+            _ => self.run_hooks(Point::Poststart).inspect_err(|_| {
+                let _ = self.kill(libc::SIGKILL);
+            }),
         }
     }
 
@@ -211,7 +264,17 @@ impl Container {
 
     /// Executes a further program in the container. See [`Exec`].
     pub fn exec(&self, process: &Process, stdio: Stdio) -> Result<Exec, Error> {
-        Exec::start(self, process, stdio)
+        Exec::start(self, process, stdio, 0)
+    }
+
+    /// Likewise; so many of this process's descriptors after the standard ones (3, 4, ...), which are open, are the program's, too.
+    pub fn exec_preserving(
+        &self,
+        process: &Process,
+        stdio: Stdio,
+        preserved: u32,
+    ) -> Result<Exec, Error> {
+        Exec::start(self, process, stdio, preserved)
     }
 
     /// Its name.
@@ -297,19 +360,7 @@ impl Container {
 
     /// Sends a signal to every process. SIGKILL reaches those too that are being forked.
     pub fn kill_all(&self, signal: i32) -> Result<(), Error> {
-        let group = self.cgroup("signal all of")?;
-        if signal == libc::SIGKILL {
-            return group.kill();
-        }
-        for pid in group.processes()? {
-            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                match sys::kill(pid, signal) {
-                    Ok(()) | Err(Errno::SRCH) => {}
-                    Err(error) => return Err(Error::step("send a signal to", &*self.id, error)),
-                }
-            }
-        }
-        Ok(())
+        open::signal_all(self.cgroup("signal all of")?, signal)
     }
 
     /// Ends all that is left of it and removes its control group. Its first process is still to be waited for. The hooks for
@@ -321,7 +372,7 @@ impl Container {
         if let Some(hooks) = self.hooks.take() {
             let ended = hooks::ends_within(self.pidfd.as_fd(), Some(PATIENCE));
             ended.map_err(|e| Error::step("wait for", &*self.id, e))?;
-            hooks.run_all(Point::Poststop, self);
+            hooks.run_all(Point::Poststop, None);
         }
         Ok(())
     }

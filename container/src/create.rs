@@ -27,6 +27,11 @@ pub struct Create<'a> {
     pub init: bool,
     /// Where the configuration came from. None: one with hooks is refused.
     pub bundle: Option<Bundle>,
+    /// The path of a socket to make, at which the first process can be started when this process is gone
+    /// ([`Container::open`](crate::Container::open)). None: it ends with this process unless it is started.
+    pub gate: Option<PathBuf>,
+    /// How many of this process's descriptors after the standard ones (3, 4, ...) the program is given; they are open.
+    pub preserved: u32,
 }
 
 /// Where a configuration came from: its hooks are told. They are run by this process, whose namespaces are the runtime's to

@@ -1,5 +1,6 @@
 //! What can go wrong, said so that its reader can mend it.
 
+use std::borrow::Cow;
 use std::io;
 
 /// Why something could not be done with a container.
@@ -17,7 +18,7 @@ pub enum Error {
     #[error("cannot {step} {object}: {source}")]
     Step {
         /// What was done (`mount`, `write`).
-        step: &'static str,
+        step: Cow<'static, str>,
         /// To what.
         object: String,
         /// What the kernel said.
@@ -115,12 +116,12 @@ impl Error {
     }
 
     pub(crate) fn step(
-        step: &'static str,
+        step: impl Into<Cow<'static, str>>,
         object: impl Into<String>,
         source: impl Into<io::Error>,
     ) -> Error {
         Error::Step {
-            step,
+            step: step.into(),
             object: object.into(),
             source: source.into(),
         }

@@ -11,7 +11,7 @@ use crate::create::Stdio;
 use crate::error::Error;
 use crate::fork::{Executed, execute, send_signal};
 use crate::plan::{Operation as O, Plan};
-use crate::prepare::{self, Tail};
+use crate::prepare::{self, Ending, Tail};
 use crate::spec::{NamespaceKind, Process};
 
 /// A program that was executed in a container that runs.
@@ -29,6 +29,7 @@ impl Exec {
         container: &Container,
         process: &Process,
         stdio: Stdio,
+        preserved: u32,
     ) -> Result<Exec, Error> {
         if container.is_paused() {
             return Err(Error::Paused {
@@ -42,14 +43,14 @@ impl Exec {
         let mut operations = Vec::with_capacity(32);
         prepare::oom_score(process, &mut operations);
         operations.extend(container.personality.map(O::Personality));
-        Exec::join(container, tail, stdio, operations)
+        Exec::join(container, tail, (stdio, preserved), operations)
     }
 
     /// Goes on in the container's namespaces after the first operations.
     pub(crate) fn join(
         container: &Container,
         tail: Tail,
-        stdio: Stdio,
+        (stdio, preserved): (Stdio, u32),
         mut operations: Vec<O>,
     ) -> Result<Exec, Error> {
         if let Some(group) = &container.cgroup {
@@ -71,11 +72,19 @@ impl Exec {
         let will_trace = tail.may_trace();
         tail.open_terminal(&stdio, false, &mut operations);
         tail.enter_directory(&mut operations);
-        let (program, identity) = tail.become_program(stdio, false, false, &mut operations)?;
+        let ending = Ending {
+            stdio,
+            gate: false,
+            find_program: false,
+            init: false,
+        };
+        let (program, identity) = tail.become_program(ending, &mut operations)?;
         let plan = Plan {
             operations,
             program,
             identity,
+            gate: None,
+            preserved,
         };
 
         // A process that shares memory cannot change its clocks, and is for nobody to write to.

@@ -39,7 +39,7 @@ pub(crate) fn fork(
     cgroup: Option<BorrowedFd<'_>>,
     pids: Option<BorrowedFd<'_>>,
 ) -> Result<Started, Error> {
-    let (channel, theirs) = channel()?;
+    let (channel, theirs) = channel(&plan)?;
     let mut plan = plan;
     let (pid, pidfd) = fork_in(pids, || match sys::clone3(flags, cgroup)? {
         Forked::Parent(pid, pidfd) => Ok((pid, pidfd)),
@@ -75,7 +75,7 @@ pub(crate) fn execute(
     hide_memory()?;
     let opens_terminal = |operation: &Operation| matches!(operation, Operation::Terminal { .. });
     let needs_channel = !borrows || plan.operations.iter().any(opens_terminal);
-    let (channel, theirs) = needs_channel.then(channel).transpose()?.unzip();
+    let (channel, theirs) = needs_channel.then(|| channel(&plan)).transpose()?.unzip();
     let mut plan = plan;
     let mut failed = None;
     let mut start = |plan: &mut Plan, cgroup| {
@@ -119,7 +119,7 @@ pub(crate) fn execute(
     }
     if let Some((operation, error)) = failed {
         Started::reap(&pidfd);
-        return Err(failure(&plan, operation, error));
+        return Err(plan.failure(operation, error));
     }
     Ok(Executed {
         pid,
@@ -147,11 +147,11 @@ fn processes_of(group: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 }
 
 /// The parent's end and the child's.
-fn channel() -> Result<(OwnedFd, OwnedFd), Error> {
+fn channel(plan: &Plan) -> Result<(OwnedFd, OwnedFd), Error> {
     let kind = SocketType::SEQPACKET;
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).map_err(not_started)?;
-    Ok((ours, prepare::out_of_the_way(theirs)?))
+    Ok((ours, prepare::out_of_the_way(theirs, plan.preserved)?))
 }
 
 fn fork_in(
@@ -178,20 +178,4 @@ pub(crate) fn send_signal(
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(error) => Err(Error::step("send a signal to", name(), error)),
     }
-}
-
-/// What a failed operation means. Executing the program is the last operation of every plan.
-pub(crate) fn failure(plan: &Plan, operation: usize, error: Errno) -> Error {
-    if operation + 1 == plan.operations.len() {
-        let program = plan.program.name.clone();
-        return match error {
-            Errno::NOENT | Errno::NOTDIR => Error::NotFound { program },
-            error => Error::NotExecutable {
-                program,
-                source: error.into(),
-            },
-        };
-    }
-    let (step, object) = plan.describe(operation);
-    Error::step(step, object, error)
 }

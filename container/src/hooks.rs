@@ -37,7 +37,7 @@ pub(crate) enum Point {
 }
 
 impl Point {
-    const ALL: [Point; 6] = [
+    pub(crate) const ALL: [Point; 6] = [
         Point::Prestart,
         Point::CreateRuntime,
         Point::CreateContainer,
@@ -46,7 +46,7 @@ impl Point {
         Point::Poststop,
     ];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Point::Prestart => "prestart",
             Point::CreateRuntime => "createRuntime",
@@ -155,11 +155,11 @@ impl Hooks {
     /// Runs those of a point one after the other, up to the first that fails.
     pub fn run(&self, point: Point, container: &Container) -> Result<(), Error> {
         let mut hooks = point.list(&self.lists).iter().enumerate();
-        hooks.try_for_each(|(i, hook)| self.run_one(hook, &field(point, i), point, container))
+        hooks.try_for_each(|(i, hook)| self.run_one(hook, &field(point, i), point, Some(container)))
     }
 
     /// Runs those of a point that comes too late to change anything: one that fails keeps no other from running.
-    pub fn run_all(&self, point: Point, container: &Container) {
+    pub fn run_all(&self, point: Point, container: Option<&Container>) {
         for (i, hook) in point.list(&self.lists).iter().enumerate() {
             if let Err(error) = self.run_one(hook, &field(point, i), point, container) {
                 (self.bundle.warn)(&error);
@@ -172,7 +172,7 @@ impl Hooks {
         hook: &Hook,
         field: &str,
         point: Point,
-        container: &Container,
+        container: Option<&Container>,
     ) -> Result<(), Error> {
         let failed = |problem: String| Error::Hook {
             field: field.to_owned(),
@@ -180,10 +180,10 @@ impl Hooks {
             problem,
         };
         let state = self
-            .state(point, container.pid())
+            .state(point, container.map(Container::pid))
             .map_err(|e| failed(format!("cannot write its state: {e}")))?;
-        let started = match point {
-            Point::CreateContainer | Point::StartContainer => {
+        let started = match (point, container) {
+            (Point::CreateContainer | Point::StartContainer, Some(container)) => {
                 inside(hook, container, state).map_err(|e| e.to_string())
             }
             _ => outside(hook, state).map_err(|e| e.to_string()),
@@ -201,13 +201,15 @@ impl Hooks {
     }
 
     /// The state, as a file: who does not read it blocks nobody.
-    fn state(&self, point: Point, pid: Pid) -> io::Result<OwnedFd> {
+    fn state(&self, point: Point, pid: Option<Pid>) -> io::Result<OwnedFd> {
         let status = point.status();
         let state = State {
             oci_version: spec::VERSION.into(),
             id: self.id.clone(),
             status,
-            pid: (status != Status::Stopped).then(|| pid.as_raw_pid()),
+            pid: pid
+                .filter(|_| status != Status::Stopped)
+                .map(Pid::as_raw_pid),
             bundle: self.bundle.path.clone(),
             annotations: self.annotations.clone(),
         };
@@ -251,7 +253,7 @@ fn inside(hook: &Hook, container: &Container, state: OwnedFd) -> Result<OwnedFd,
         stderr: copy(io::stderr().as_fd())?,
     };
     let tail = Tail::of_hook(hook, container.available_capabilities()?)?;
-    Exec::join(container, tail, stdio, Vec::new()).map(Exec::into_pidfd)
+    Exec::join(container, tail, (stdio, 0), Vec::new()).map(Exec::into_pidfd)
 }
 
 /// Waits for a process, so many seconds at most; after that it is killed, and there is no status.

@@ -142,6 +142,12 @@ impl Namespaces {
     }
 }
 
+/// All that differ from the parent's, for programs executed by who has not opened those that were joined.
+pub fn flags(linux: &Linux) -> i32 {
+    let kinds = linux.namespaces.iter().map(|namespace| namespace.kind);
+    kinds.fold(0, |flags, kind| flags | kind.flag())
+}
+
 /// Runs `fork` so that the child is made in another process namespace, in which the caller itself stays no member.
 pub fn fork_in<T>(pids: BorrowedFd<'_>, kinds: i32, fork: impl FnOnce() -> T) -> Result<T, Errno> {
     let enter = |fd: BorrowedFd, kinds| move_into_thread_name_spaces(fd, kinds);

@@ -4,13 +4,17 @@
 //! The child carries the list out (`child`) and, should one operation fail, reports its place in the list and the error's
 //! number. What that was, in words, the parent finds here.
 
+use std::borrow::Cow;
 use std::ffi::{CString, c_int, c_ulong};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
 use rustix::process::{Resource, Rlimit};
+use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
 use crate::sys::{Instruction, MountAttributes, SchedulerAttributes, Strings};
 use crate::users::Wanted;
 
@@ -20,28 +24,74 @@ pub struct Plan {
     pub operations: Vec<Operation>,
     pub program: Program,
     pub identity: Identity,
+    /// A socket at which who starts the child calls; none: whoever made it starts it.
+    pub gate: Option<OwnedFd>,
+    /// How many descriptors after the standard ones the program keeps.
+    pub preserved: u32,
 }
 
 impl Plan {
-    /// What is left when the child waits at the gate: nothing that holds a descriptor.
-    pub fn after_the_gate(mut self) -> Plan {
-        let gate = self
-            .operations
-            .iter()
-            .position(|o| matches!(o, Operation::Ready { gate: true }));
-        // Their places are kept, for those are what the child reports.
-        for operation in self.operations.iter_mut().take(gate.unwrap_or(0)) {
-            *operation = Operation::CloseOthers;
+    /// What it means that an operation failed.
+    pub fn failure(&self, operation: usize, error: Errno) -> Error {
+        match self.operations.get(operation) {
+            Some(Operation::FindProgram | Operation::Execute) => {
+                program_failure(&self.program.name, error)
+            }
+            Some(operation) => {
+                let (step, object) = operation.describe();
+                Error::step(step, object, error)
+            }
+            None => Error::step("prepare", "the container", error),
         }
-        self
     }
 
-    /// What an operation does and to what, for the error of its failure.
-    pub fn describe(&self, operation: usize) -> (&'static str, String) {
-        match self.operations.get(operation) {
-            Some(operation) => operation.describe(),
-            None => ("prepare", "the container".into()),
+    /// What is left to be told of when the child waits at the gate.
+    pub fn after_the_gate(&self) -> Remaining {
+        let gate = |o: &Operation| matches!(o, Operation::Ready { gate: true });
+        let first = self.operations.iter().position(gate).unwrap_or(0);
+        let words = |operation: &Operation| {
+            let (step, object) = operation.describe();
+            (Cow::Borrowed(step), object)
+        };
+        Remaining {
+            first,
+            steps: self.operations.iter().skip(first).map(words).collect(),
+            program: self.program.name.clone(),
         }
+    }
+}
+
+/// What the operations behind the gate are, in words: all that is left of a plan for whoever starts the child, who may be
+/// another process than the one that made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remaining {
+    /// The place of the first of them in the plan, by which the child reports.
+    first: usize,
+    /// What is done, to what; the last of them executes the program.
+    steps: Vec<(Cow<'static, str>, String)>,
+    program: String,
+}
+
+impl Remaining {
+    /// What it means that an operation failed.
+    pub fn failure(&self, operation: usize, error: Errno) -> Error {
+        let place = operation.checked_sub(self.first);
+        match place.and_then(|place| self.steps.get(place)) {
+            Some(_) if place == Some(self.steps.len() - 1) => program_failure(&self.program, error),
+            Some((step, object)) => Error::step(step.clone(), object.as_str(), error),
+            None => Error::step("start", self.program.as_str(), error),
+        }
+    }
+}
+
+fn program_failure(program: &str, error: Errno) -> Error {
+    let program = program.to_owned();
+    match error {
+        Errno::NOENT | Errno::NOTDIR => Error::NotFound { program },
+        error => Error::NotExecutable {
+            program,
+            source: error.into(),
+        },
     }
 }
 
@@ -267,7 +317,7 @@ pub enum Operation {
     Signals {
         ignored: u64,
     },
-    /// Keeps no descriptor but the standard ones and the channel to the parent.
+    /// Keeps no descriptor but the standard ones, so many that the program is given besides, and the ways to be told to go on.
     CloseOthers,
     Session {
         terminal: bool,
@@ -289,6 +339,8 @@ pub enum Operation {
     Personality(c_ulong),
     Umask(u32),
     LookUpUser,
+    /// Says early that there is no such program: who starts the child later asks somebody else then.
+    FindProgram,
     BoundingSet {
         dropped: u64,
     },
@@ -374,6 +426,7 @@ impl Operation {
                 "find in /etc/passwd and /etc/group of the container:",
                 "user".into(),
             ),
+            O::FindProgram => ("find", "the program".into()),
             O::BoundingSet { .. } => ("limit", "the bounding set of capabilities".into()),
             O::BecomeUser { .. } => ("become", "the user of the program".into()),
             O::Ready { .. } => ("report to", "the parent".into()),

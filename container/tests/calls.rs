@@ -141,6 +141,8 @@ fn create_and_start(execute: bool) {
         stdio,
         init: false,
         bundle: None,
+        gate: None,
+        preserved: 0,
     };
     if !execute {
         mark(BEGIN);

@@ -23,6 +23,8 @@ fn create_in(group: &Group, spec: &Spec, rootfs: Rootfs) -> Result<(Container, P
         stdio,
         init: false,
         bundle: None,
+        gate: None,
+        preserved: 0,
     };
     Ok((Container::create(create)?, pipes))
 }

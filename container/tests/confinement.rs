@@ -519,6 +519,8 @@ fn terminal_when_asked_for_then_the_container_has_its_own() {
         stdio,
         init: false,
         bundle: None,
+        gate: None,
+        preserved: 0,
     };
     let mut container = Container::create(create).unwrap();
     let master = container.take_terminal().unwrap();
@@ -609,6 +611,8 @@ fn init_when_asked_for_then_it_reaps_forwards_and_ends_alike() {
         stdio,
         init: true,
         bundle: None,
+        gate: None,
+        preserved: 0,
     };
     let mut container = Container::create(create).unwrap();
     container.start().unwrap();
@@ -636,6 +640,8 @@ fn init_when_the_program_is_missing_then_said() {
         stdio: Stdio::Null,
         init: true,
         bundle: None,
+        gate: None,
+        preserved: 0,
     };
     let mut container = Container::create(create).unwrap();
     assert_eq!(container.start().unwrap_err().exit_code(), 127);

@@ -27,6 +27,8 @@ fn start(
         stdio,
         init: false,
         bundle: None,
+        gate: None,
+        preserved: 0,
     };
     let mut container = Container::create(create).unwrap_or_else(|e| panic!("{e}"));
     container.start().unwrap();

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, read};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
+    SendAncillaryMessage, SendFlags, SocketFlags, accept_with, recvmsg, send, sendmsg,
 };
 
 use super::Failure;
@@ -44,9 +44,8 @@ pub(super) fn report_failure(channel: BorrowedFd, (operation, error): Failure) {
     let _ = send(channel, &message, SendFlags::NOSIGNAL);
 }
 
-pub(super) fn report_ready(channel: BorrowedFd, gate: bool) -> Result<(), Errno> {
-    send(channel, &encode(READY, 0), SendFlags::NOSIGNAL)?;
-    if gate { await_go(channel) } else { Ok(()) }
+pub(super) fn report_ready(channel: BorrowedFd) -> Result<(), Errno> {
+    send(channel, &encode(READY, 0), SendFlags::NOSIGNAL).map(drop)
 }
 
 pub(super) fn await_hooks(channel: BorrowedFd) -> Result<(), Errno> {
@@ -67,6 +66,19 @@ pub(super) fn report_terminal(channel: BorrowedFd, master: &OwnedFd) -> Result<(
         SendFlags::NOSIGNAL,
     )
     .map(drop)
+}
+
+/// Waits for somebody who starts the program, and is told what becomes of it then. Who goes away again does not count.
+pub(super) fn await_caller(gate: BorrowedFd) -> Result<BorrowedFd<'static>, Errno> {
+    loop {
+        let caller = match accept_with(gate, SocketFlags::CLOEXEC) {
+            Err(Errno::INTR | Errno::CONNABORTED) => continue,
+            caller => caller?,
+        };
+        if let Ok(1) = read(&caller, &mut [0; 1]) {
+            return Ok(sys::leak(caller));
+        }
+    }
 }
 
 /// Waits for the parent; if that is gone, nobody wants the container any more.

@@ -25,6 +25,9 @@ struct State<'a> {
     identity: &'a Identity,
     /// To the parent, if it listens.
     channel: Option<BorrowedFd<'static>>,
+    /// Where somebody else starts the program.
+    gate: Option<BorrowedFd<'static>>,
+    preserved: u32,
     /// By [`Slot`].
     slots: [Option<BorrowedFd<'static>>; 3],
     /// The runtime's root, as long as that is not left for good.
@@ -54,6 +57,8 @@ pub fn run(plan: &mut Plan, channel: Option<&OwnedFd>) -> Failure {
         program: &mut plan.program,
         identity: &plan.identity,
         channel: channel.map(sys::of_the_process),
+        gate: plan.gate.as_ref().map(sys::of_the_process),
+        preserved: plan.preserved,
         slots: [None; 3],
         old_root: None,
         ids: Ids::default(),
@@ -159,9 +164,10 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
             Ok(())
         }
         O::LookUpUser => process::look_up_user(state),
+        O::FindProgram => process::find_program(state.program),
         O::BoundingSet { dropped } => process::limit_bounding_set(*dropped),
         O::BecomeUser { keep_capabilities } => process::become_user(state, *keep_capabilities),
-        O::Ready { gate } => channel::report_ready(state.channel()?, *gate),
+        O::Ready { gate } => process::report_ready(state, *gate),
         O::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
         O::Seccomp { program, flags } => sys::load_seccomp(program, *flags),
         O::Capabilities(sets) => process::set_capability_sets(sets),

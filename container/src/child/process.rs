@@ -1,9 +1,11 @@
 //! The process itself: descriptors, session, user, capabilities, program.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    CWD, Mode, OFlags, fchown, fcntl_setfl, fstat, fstatfs, major, makedev, minor, openat2,
+    Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, fchown, fcntl_setfl, fstat, fstatfs,
+    major, makedev, minor, openat2, statat,
 };
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
@@ -22,8 +24,8 @@ use crate::plan::{self, Program};
 use crate::sys;
 use crate::users::{self, Wanted};
 
-/// The channel's descriptor once the others are closed.
-const CHANNEL: i32 = 3;
+/// The first descriptor that is not a standard one.
+const FIRST: i32 = 3;
 /// `DEVPTS_SUPER_MAGIC`
 const DEVPTS: u64 = 0x1cd1;
 
@@ -116,9 +118,29 @@ pub fn connect(files: Option<&[OwnedFd; 3]>, state: &State) -> Result<(), Errno>
 }
 
 pub fn close_others(state: &mut State) -> Result<(), Errno> {
-    match state.channel {
-        Some(channel) => state.channel = Some(sys::keep_only(channel, CHANNEL)?),
-        None => sys::close_from(CHANNEL)?,
+    let mut next = FIRST;
+    for _ in 0..state.preserved {
+        sys::keep_open(next)?;
+        next += 1;
+    }
+    // Both lie beyond the places that they get, so that neither takes the other's.
+    for way in [&mut state.channel, &mut state.gate] {
+        if let Some(fd) = way {
+            *fd = sys::move_to(*fd, next)?;
+            next += 1;
+        }
+    }
+    sys::close_from(next)
+}
+
+/// Tells the parent that all is ready, and waits for the start.
+pub fn report_ready(state: &mut State, gate: bool) -> Result<(), Errno> {
+    let parent = state.channel()?;
+    channel::report_ready(parent)?;
+    match state.gate {
+        Some(gate) => state.channel = Some(channel::await_caller(gate)?),
+        None if gate => channel::await_go(parent)?,
+        None => {}
     }
     Ok(())
 }
@@ -226,6 +248,27 @@ pub fn set_capability_sets(sets: &plan::CapabilitySets) -> Result<(), Errno> {
     (0..64)
         .filter(|n| sets.ambient & (1 << n) != 0)
         .try_for_each(sys::raise_ambient)
+}
+
+/// Whether one of the places where the program may be has something to execute.
+pub fn find_program(program: &Program) -> Result<(), Errno> {
+    let mut worst = Errno::NOENT;
+    for candidate in &program.candidates {
+        match accessat(CWD, candidate, Access::EXEC_OK, AtFlags::EACCESS) {
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(Errno::ACCESS) => worst = Errno::ACCESS,
+            // A directory can be entered, and not executed.
+            _ if is_directory(candidate) => worst = Errno::ACCESS,
+            // What cannot be asked shows later.
+            _ => return Ok(()),
+        }
+    }
+    Err(worst)
+}
+
+fn is_directory(path: &CStr) -> bool {
+    let found = statat(CWD, path, AtFlags::empty());
+    found.is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
 }
 
 /// Tries each place where the program may be, as execvp(3) does.

@@ -18,6 +18,7 @@ use std::os::fd::OwnedFd;
 use crate::cgroup::{Limits, Location, Version};
 use crate::create::{Create, Stdio};
 use crate::error::Error;
+use crate::gate;
 use crate::hooks::{self, Hooks};
 use crate::namespaces::Namespaces;
 use crate::plan::{Operation as O, Plan};
@@ -25,7 +26,8 @@ use crate::seccomp::{self, Filter};
 use crate::spec::{Linux, NamespaceKind, Process, Spec};
 
 pub(crate) use cgroup::place;
-pub(crate) use process::{Tail, available_capabilities};
+pub(crate) use options::names as mount_options;
+pub(crate) use process::{Ending, Tail, available_capabilities};
 
 /// A configuration that was read.
 pub(crate) struct Prepared {
@@ -128,11 +130,25 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     layout.finish(&mut operations);
     rootfs::finish(spec, linux, &mut operations)?;
     let may_trace = tail.may_trace();
-    let (program, identity) = tail.become_program(stdio, true, create.init, &mut operations)?;
+    let gate = create.gate.as_deref().map(gate::listen).transpose()?;
+    let preserved = create.preserved;
+    let ending = Ending {
+        stdio,
+        gate: true,
+        // Whoever starts it later is not the one who asks now.
+        find_program: gate.is_some() && spec.process.is_some(),
+        init: create.init,
+    };
+    let (program, identity) = tail.become_program(ending, &mut operations)?;
+    let gate = gate
+        .map(|gate| out_of_the_way(gate, preserved))
+        .transpose()?;
     let plan = Plan {
         operations,
         program,
         identity,
+        gate,
+        preserved,
     };
     Ok(Prepared {
         plan,
@@ -207,7 +223,7 @@ fn refuse(field: &str, name: Option<&str>, what: &str) -> Result<(), Error> {
 }
 
 /// What programs take the machine for, as the kernel numbers it.
-fn personality(linux: &Linux) -> Result<Option<c_ulong>, Error> {
+pub(crate) fn personality(linux: &Linux) -> Result<Option<c_ulong>, Error> {
     let Some(personality) = &linux.personality else {
         return Ok(None);
     };
@@ -341,13 +357,15 @@ fn c_string(field: &str, text: &str) -> Result<CString, Error> {
     CString::new(text).map_err(|_| Error::invalid(field, "it holds a NUL"))
 }
 
-/// A descriptor that is not one of those the child gives a new meaning to.
-pub(crate) fn out_of_the_way(fd: OwnedFd) -> Result<OwnedFd, Error> {
+/// A descriptor that is not one of those the child gives a new meaning to: the standard ones, those that the program keeps, and
+/// two more.
+pub(crate) fn out_of_the_way(fd: OwnedFd, preserved: u32) -> Result<OwnedFd, Error> {
     use std::os::fd::AsRawFd;
-    if fd.as_raw_fd() > 3 {
+    let first = i32::try_from(preserved).map_or(i32::MAX, |n| n.saturating_add(5));
+    if fd.as_raw_fd() >= first {
         return Ok(fd);
     }
-    rustix::io::fcntl_dupfd_cloexec(&fd, 4).map_err(|e| Error::step("copy", "a descriptor", e))
+    rustix::io::fcntl_dupfd_cloexec(&fd, first).map_err(|e| Error::step("copy", "a descriptor", e))
 }
 
 #[cfg(test)]
@@ -365,6 +383,8 @@ mod tests {
             cgroup: None,
             stdio: Stdio::Null,
             init: false,
+            gate: None,
+            preserved: 0,
             bundle: Some(Bundle {
                 path: "/".into(),
                 warn: |_| {},
@@ -485,7 +505,7 @@ mod tests {
             let Ok(spec) = serde_json::from_value::<Spec>(document) else { return Ok(()) };
             match prepare(&spec) {
                 Ok(prepared) => for i in 0..prepared.plan.operations.len() {
-                    prop_assert!(!prepared.plan.describe(i).0.is_empty());
+                    prop_assert!(!prepared.plan.failure(i, rustix::io::Errno::PERM).to_string().is_empty());
                 },
                 Err(Error::Invalid { field, problem }) => prop_assert!(!field.is_empty() && !problem.is_empty()),
                 Err(Error::Step { object, .. }) => prop_assert!(!object.is_empty()),

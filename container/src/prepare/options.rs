@@ -55,6 +55,37 @@ const ATTRIBUTES: [(&str, u64, u64); 16] = [
     ("strictatime", STRICTATIME, ATIME),
 ];
 
+/// The names of options that are not a filesystem's own. Those of a mount mean all that is mounted below with an r before.
+pub fn names() -> Vec<String> {
+    let attributes = ATTRIBUTES.iter().map(|(name, ..)| *name);
+    let spreads = ["private", "slave", "shared", "unbindable"];
+    let whole = attributes.clone().chain(spreads);
+    let whole = whole.map(|name| format!("r{name}"));
+    let others = [
+        "async",
+        "bind",
+        "defaults",
+        "dirsync",
+        "iversion",
+        "lazytime",
+        "loud",
+        "mand",
+        "noiversion",
+        "nolazytime",
+        "nomand",
+        "norelatime",
+        "nostrictatime",
+        "rbind",
+        "silent",
+        "sync",
+        "tmpcopyup",
+    ];
+    let plain = attributes.chain(spreads).chain(others).map(str::to_owned);
+    let mut all: Vec<String> = plain.chain(whole).collect();
+    all.sort();
+    all
+}
+
 /// Reads options. The later of two that contradict each other holds.
 pub fn read(options: &[String]) -> Result<Options, String> {
     let mut read = Options::default();

@@ -35,6 +35,17 @@ pub(crate) struct Tail {
     cwd: Option<CString>,
 }
 
+/// How a plan ends.
+pub(crate) struct Ending {
+    pub stdio: Stdio,
+    /// The process waits until it is started.
+    pub gate: bool,
+    /// Before that it makes sure that the program is there.
+    pub find_program: bool,
+    /// See `Create::init`.
+    pub init: bool,
+}
+
 /// The capabilities this process can give.
 pub(crate) fn available_capabilities() -> Result<u64, Error> {
     let sets = capabilities(None)
@@ -141,14 +152,18 @@ impl Tail {
         }
     }
 
-    /// All the rest. With a gate, the process waits at it until it is started.
+    /// All the rest.
     pub fn become_program(
         self,
-        stdio: Stdio,
-        gate: bool,
-        init: bool,
+        ending: Ending,
         operations: &mut Vec<O>,
     ) -> Result<(Program, Identity), Error> {
+        let Ending {
+            stdio,
+            gate,
+            find_program,
+            init,
+        } = ending;
         let terminal = matches!(stdio, Stdio::Terminal(_));
         operations.push(O::Stdio {
             files: files(stdio)?,
@@ -189,6 +204,9 @@ impl Tail {
                 ambient: 0,
             };
             operations.push(O::Capabilities(until_then));
+        }
+        if find_program {
+            operations.push(O::FindProgram);
         }
         if gate {
             operations.push(O::Ready { gate });
@@ -241,9 +259,9 @@ fn files(stdio: Stdio) -> Result<Option<[OwnedFd; 3]>, Error> {
             stdout,
             stderr,
         } => Ok(Some([
-            out_of_the_way(stdin)?,
-            out_of_the_way(stdout)?,
-            out_of_the_way(stderr)?,
+            out_of_the_way(stdin, 0)?,
+            out_of_the_way(stdout, 0)?,
+            out_of_the_way(stderr, 0)?,
         ])),
         Stdio::Null => {
             let failed = |e| Error::step("open", "/dev/null", e);
@@ -260,9 +278,9 @@ fn files(stdio: Stdio) -> Result<Option<[OwnedFd; 3]>, Error> {
             };
             let (stdin, stdout) = (copy()?, copy()?);
             Ok(Some([
-                out_of_the_way(stdin)?,
-                out_of_the_way(stdout)?,
-                out_of_the_way(null)?,
+                out_of_the_way(stdin, 0)?,
+                out_of_the_way(stdout, 0)?,
+                out_of_the_way(null, 0)?,
             ]))
         }
     }

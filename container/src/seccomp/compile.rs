@@ -57,6 +57,22 @@ struct Answer {
     otherwise: u32,
 }
 
+/// The instruction sets that can be named, of which X86 is the only one with programs of its own here: of x32 there are only
+/// calls that do not exist.
+pub(crate) const ARCHITECTURES: [&str; 4] = [
+    "SCMP_ARCH_NATIVE",
+    "SCMP_ARCH_X86",
+    "SCMP_ARCH_X86_64",
+    "SCMP_ARCH_X32",
+];
+
+/// Flags by name. There is one thread when a filter is loaded, so that they need not be synchronised.
+pub(crate) const FLAGS: [(&str, u32); 3] = [
+    ("SECCOMP_FILTER_FLAG_TSYNC", 0),
+    ("SECCOMP_FILTER_FLAG_LOG", 2),
+    ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", 4),
+];
+
 /// Whether this kernel runs 32-bit programs. Where it does not, none of their system calls comes as far as a filter.
 fn has_32_bit_programs() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
@@ -94,9 +110,8 @@ fn compile_for(seccomp: &Seccomp, has_32_bit_programs: bool) -> Result<Filter, E
     let mut others = false;
     for (i, architecture) in seccomp.architectures.iter().enumerate() {
         match architecture.as_str() {
-            // Of x32 there are only calls that do not exist.
-            "SCMP_ARCH_X86_64" | "SCMP_ARCH_X32" | "SCMP_ARCH_NATIVE" => {}
             "SCMP_ARCH_X86" => others = has_32_bit_programs,
+            known if ARCHITECTURES.contains(&known) => {}
             other => {
                 let problem = format!("programs for {other} cannot be run here");
                 return Err(Error::invalid(
@@ -123,16 +138,12 @@ fn compile_for(seccomp: &Seccomp, has_32_bit_programs: bool) -> Result<Filter, E
 fn flags(names: &[String]) -> Result<u32, Error> {
     let mut flags = 0;
     for (i, name) in names.iter().enumerate() {
-        flags |= match name.as_str() {
-            // There is one thread when it is loaded.
-            "SECCOMP_FILTER_FLAG_TSYNC" => 0,
-            "SECCOMP_FILTER_FLAG_LOG" => 2,
-            "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => 4,
-            name => {
-                let problem = format!("flag {name:?} is not supported");
-                return Err(Error::invalid(format!("linux.seccomp.flags[{i}]"), problem));
-            }
-        };
+        let known = FLAGS.into_iter().find(|(known, _)| known == name);
+        let (_, flag) = known.ok_or_else(|| {
+            let problem = format!("flag {name:?} is not supported");
+            Error::invalid(format!("linux.seccomp.flags[{i}]"), problem)
+        })?;
+        flags |= flag;
     }
     Ok(flags)
 }

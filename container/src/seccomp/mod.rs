@@ -7,4 +7,4 @@ mod syscalls;
 
 pub use profile::{Profile, docker_default};
 
-pub(crate) use compile::{Filter, compile};
+pub(crate) use compile::{ARCHITECTURES, FLAGS, Filter, compile};

@@ -226,15 +226,20 @@ pub fn dup_to(from: BorrowedFd<'_>, to: RawFd) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_dup3, from.as_raw_fd(), to, 0) }).map(drop)
 }
 
-/// Moves `from` to `to`, to be closed when a program is executed, and closes every descriptor after `to`.
+/// Leaves a descriptor to the program that is executed.
+pub fn keep_open(number: RawFd) -> Result<(), Errno> {
+    // SAFETY: takes no pointer, and only changes a flag.
+    check(unsafe { libc::syscall(libc::SYS_fcntl, number, libc::F_SETFD, 0) }).map(drop)
+}
+
+/// Moves `from` to `to`, to be closed when a program is executed.
 ///
-/// For a child that will execute a program or end: owners of the closed descriptors are never dropped in it.
-pub fn keep_only(from: BorrowedFd<'_>, to: RawFd) -> Result<BorrowedFd<'static>, Errno> {
+/// For a child that will execute a program or end: owners of what `to` was are never dropped in it.
+pub fn move_to(from: BorrowedFd<'_>, to: RawFd) -> Result<BorrowedFd<'static>, Errno> {
     if from.as_raw_fd() != to {
         // SAFETY: takes no pointer. Whatever `to` was is not used again in this child.
         check(unsafe { libc::syscall(libc::SYS_dup3, from.as_raw_fd(), to, libc::O_CLOEXEC) })?;
     }
-    close_from(to + 1)?;
     // SAFETY: open from here to the end of the process, which is longer than any borrow of it.
     Ok(unsafe { BorrowedFd::borrow_raw(to) })
 }

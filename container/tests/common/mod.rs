@@ -132,6 +132,8 @@ pub fn create(spec: &Spec, rootfs: Rootfs) -> Result<(Container, Pipes), Error> 
         stdio,
         init: false,
         bundle: None,
+        gate: None,
+        preserved: 0,
     };
     Ok((Container::create(create)?, pipes))
 }

@@ -58,6 +58,8 @@ impl Guest {
             stdio,
             init: wanted.init,
             bundle: None,
+            gate: None,
+            preserved: 0,
         };
         let volumes = Mounted::mount(&wanted.volumes)?;
         let mut container = Container::create(create).map_err(|e| refusal(&e))?;

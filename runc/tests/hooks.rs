@@ -216,21 +216,42 @@ fn hook_when_it_fails_before_the_program_then_an_error_and_no_container() {
 }
 
 #[test]
-fn hook_when_it_fails_after_the_start_then_a_warning_and_the_rest_goes_on() {
+fn hook_when_it_fails_after_the_start_then_an_error_and_the_container_is_stopped() {
     let runtime = Runtime::new();
-    let mut config = config("echo program >> /output");
-    for point in ["poststart", "poststop"] {
-        let say = format!("echo {point} >> {}/{point}", root_of(&runtime, point));
-        config["hooks"][point] = json!([
-            {"path": "/nothing/there"},
-            hook(&runtime, point, &say),
-        ]);
-    }
+    let mut config = config("sleep 1000");
+    let say = |point: &str, text: &str| {
+        let output = format!("{}/output", root_of(&runtime, point));
+        hook(&runtime, point, &format!("echo {text} >> {output}"))
+    };
+    config["hooks"] = json!({
+        "poststart": [say("poststart", "first"), {"path": "/nothing/there"}, say("poststart", "third")],
+        "poststop": [say("poststop", "stopped")],
+    });
     runtime.configure(&config);
-    run_to_the_end(&runtime);
-    assert_eq!(runtime.read("output"), "program\n");
-    assert_eq!(runtime.read("poststart"), "poststart\n");
-    assert_eq!(runtime.read("poststop"), "poststop\n");
+    runtime.succeed(&["create", "a"]);
+    let error = runtime.fail(&["start", "a"]);
+    assert!(error.contains("hooks.poststart[1]: "), "{error}");
+    assert_eq!(runtime.status("a"), "stopped");
+    runtime.succeed(&["delete", "a"]);
+    assert_eq!(runtime.read("output"), "first\nstopped\n");
+}
+
+#[test]
+fn hook_when_it_fails_after_the_end_then_a_warning_and_the_rest_goes_on() {
+    let runtime = Runtime::new();
+    let mut config = config("true");
+    let say = format!("echo poststop >> {}/output", root_of(&runtime, "poststop"));
+    config["hooks"]["poststop"] = json!([
+        {"path": "/nothing/there"},
+        hook(&runtime, "poststop", &say),
+    ]);
+    runtime.configure(&config);
+    runtime.succeed(&["create", "a"]);
+    runtime.succeed(&["start", "a"]);
+    runtime.await_end("a");
+    let warning = runtime.succeed(&["delete", "a"]);
+    assert!(warning.contains("hooks.poststop[0]: "), "{warning}");
+    assert_eq!(runtime.read("output"), "poststop\n");
 }
 
 #[test]

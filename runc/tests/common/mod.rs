@@ -60,7 +60,7 @@ impl Runtime {
     pub fn run(&self, arguments: &[&str]) -> Output {
         // Files, since the container keeps what `create` has open: the end of a pipe would come with its own.
         let [stdout, stderr] = [(); 2].map(|()| tempfile::tempfile().unwrap());
-        let status = Command::new(env!("CARGO_BIN_EXE_oci-runtime"))
+        let status = Command::new(env!("CARGO_BIN_EXE_bulkhead-runc"))
             .arg("--root")
             .arg(self.root.path())
             .args(arguments)
@@ -101,7 +101,12 @@ impl Runtime {
     pub fn state(&self, id: &str) -> Value {
         let output = self.run(&["state", id]);
         assert!(output.status.success(), "{output:?}");
-        serde_json::from_slice(&output.stdout).unwrap()
+        let mut state: Value = serde_json::from_slice(&output.stdout).unwrap();
+        // What the specification does not know of.
+        for member in ["rootfs", "created", "owner"] {
+            assert!(state.as_object_mut().unwrap().remove(member).is_some());
+        }
+        state
     }
 
     pub fn status(&self, id: &str) -> String {
@@ -141,6 +146,15 @@ pub fn config(command: &str) -> Value {
         "linux": {"namespaces": [
             {"type": "mount"}, {"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}]}
     })
+}
+
+/// Whether there is no such process, or only somebody who has not waited for it yet.
+pub fn has_ended(pid: &str) -> bool {
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    text.rsplit_once(") ")
+        .is_none_or(|(_, rest)| rest.starts_with('Z'))
 }
 
 /// Waits for what is sure to come; a minute is for machines that have much else to do.

@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 
-use common::{Runtime, config, wait_for};
+use common::{Runtime, config, has_ended, wait_for};
 use serde_json::json;
 
 #[test]
@@ -23,7 +23,7 @@ fn operation_when_without_an_id_or_of_nobody_then_an_error() {
         assert!(
             runtime
                 .fail(&[operation, "nobody"])
-                .contains("there is no container nobody"),
+                .contains("container nobody does not exist"),
             "{operation}"
         );
     }
@@ -211,8 +211,7 @@ fn delete_when_not_stopped_then_an_error_and_no_effect() {
     assert_eq!(runtime.status("a"), "running");
     runtime.succeed(&["delete", "--force", "a"]);
     runtime.fail(&["state", "a"]);
-    let pid = created["pid"].to_string();
-    assert!(!std::path::Path::new("/proc").join(pid).exists());
+    assert!(has_ended(&created["pid"].to_string()));
 }
 
 #[test]
@@ -228,17 +227,34 @@ fn id_when_deleted_then_free_again() {
 }
 
 #[test]
-fn program_when_missing_then_start_says_it() {
+fn program_when_missing_or_no_program_then_create_says_it() {
+    let runtime = Runtime::new();
+    fs::write(runtime.inside("text"), "text").unwrap();
+    for (program, message) in [
+        ("/nothing", "there is no program /nothing"),
+        ("nothing", "executable file not found in $PATH"),
+        ("/text", "cannot execute /text: Permission denied"),
+        ("/bin", "cannot execute /bin"),
+    ] {
+        let mut config = config("");
+        config["process"]["args"] = json!([program]);
+        runtime.configure(&config);
+        let error = runtime.fail(&["create", "a"]);
+        assert!(error.contains(message), "{error}");
+        runtime.fail(&["state", "a"]);
+    }
+}
+
+#[test]
+fn program_when_it_goes_before_the_start_then_start_says_it() {
     let runtime = Runtime::new();
     let mut config = config("");
-    config["process"]["args"] = json!(["/nothing"]);
+    config["process"]["args"] = json!(["/bin/true"]);
     runtime.configure(&config);
     runtime.succeed(&["create", "a"]);
-    assert!(
-        runtime
-            .fail(&["start", "a"])
-            .contains("there is no program /nothing")
-    );
-    runtime.await_end("a");
+    fs::remove_file(runtime.inside("bin/true")).unwrap();
+    let error = runtime.fail(&["start", "a"]);
+    assert!(error.contains("there is no program /bin/true"), "{error}");
+    assert_eq!(runtime.status("a"), "stopped");
     runtime.succeed(&["delete", "a"]);
 }
