@@ -22,6 +22,7 @@ use crate::namespaces::{self, Namespaces};
 use crate::open::{self, Record};
 use crate::plan::{Plan, Remaining};
 use crate::prepare;
+use crate::rootless;
 use crate::seccomp::{self, Filter};
 use crate::spec::{Linux, NamespaceKind, Process, Resources, Spec};
 
@@ -387,14 +388,9 @@ impl Container {
 
 /// Writes the mappings of a new user namespace.
 fn map_users(pid: Pid, linux: &Linux) -> Result<(), Error> {
-    let lines = |mappings: &[crate::spec::IdMapping]| {
-        let line =
-            |m: &crate::spec::IdMapping| format!("{} {} {}\n", m.container_id, m.host_id, m.size);
-        mappings.iter().map(line).collect::<String>()
-    };
     for (file, text) in [
-        ("uid_map", lines(&linux.uid_mappings)),
-        ("gid_map", lines(&linux.gid_mappings)),
+        ("uid_map", rootless::lines(&linux.uid_mappings)),
+        ("gid_map", rootless::lines(&linux.gid_mappings)),
     ] {
         let path = format!("/proc/{}/{file}", pid.as_raw_pid());
         std::fs::write(&path, text).map_err(|e| Error::step("write", path, e))?;

@@ -72,6 +72,23 @@ pub enum Error {
         /// Which container.
         id: String,
     },
+    /// A user namespace can be entered by one thread only.
+    #[error(
+        "cannot enter a user namespace with {threads} threads; it is done before the second begins"
+    )]
+    Threads {
+        /// How many there are.
+        threads: usize,
+    },
+    /// Who is not root needs one.
+    #[error(
+        "cannot make a user namespace, which containers of who is not root need; \
+         the host must allow them (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone)"
+    )]
+    UserNamespace {
+        /// Why.
+        source: io::Error,
+    },
     /// No control groups can be made.
     #[error(
         "no hierarchy of control groups is mounted on this host; `mount -t cgroup2 none /sys/fs/cgroup`"

@@ -156,7 +156,7 @@ fn channel(plan: &Plan) -> Result<(OwnedFd, OwnedFd), Error> {
 
 fn fork_in(
     pids: Option<BorrowedFd<'_>>,
-    fork: impl FnOnce() -> Result<(Pid, OwnedFd), Errno>,
+    fork: impl FnOnce() -> Result<(Pid, OwnedFd), Errno> + Send,
 ) -> Result<(Pid, OwnedFd), Errno> {
     match pids {
         None => fork(),

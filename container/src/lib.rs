@@ -25,6 +25,7 @@ mod namespaces;
 mod open;
 mod plan;
 mod prepare;
+pub mod rootless;
 pub mod seccomp;
 pub mod self_exe;
 pub mod spec;

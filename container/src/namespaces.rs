@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::error::Error;
+use crate::rootless;
 use crate::spec::{Linux, NamespaceKind};
 
 /// A container's namespaces.
@@ -149,10 +151,26 @@ pub fn flags(linux: &Linux) -> i32 {
 }
 
 /// Runs `fork` so that the child is made in another process namespace, in which the caller itself stays no member.
-pub fn fork_in<T>(pids: BorrowedFd<'_>, kinds: i32, fork: impl FnOnce() -> T) -> Result<T, Errno> {
+pub fn fork_in<T: Send>(
+    pids: BorrowedFd<'_>,
+    kinds: i32,
+    fork: impl FnOnce() -> T + Send,
+) -> Result<T, Errno> {
     let enter = |fd: BorrowedFd, kinds| move_into_thread_name_spaces(fd, kinds);
+    let kinds = ThreadNameSpaceType::from_bits_retain(kinds as u32);
+    if !rootless::is_initial() {
+        // The way back may be closed: the own one is somebody else's. So only a thread goes there, and ends.
+        return thread::scope(|scope| {
+            let there = thread::Builder::new().spawn_scoped(scope, || {
+                enter(pids, kinds)?;
+                Ok(fork())
+            });
+            let there = there.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::AGAIN))?;
+            there.join().unwrap_or(Err(Errno::AGAIN))
+        });
+    }
     let own = own_pids()?;
-    enter(pids, ThreadNameSpaceType::from_bits_retain(kinds as u32))?;
+    enter(pids, kinds)?;
     let forked = fork();
     enter(own, ThreadNameSpaceType::PROCESS_ID)?;
     Ok(forked)

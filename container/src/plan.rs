@@ -117,6 +117,8 @@ pub struct Identity {
     pub wanted: Wanted,
     /// The groups of `process.user.additionalGids`.
     pub additional: Vec<u32>,
+    /// Groups can be left and joined.
+    pub sets_groups: bool,
 }
 
 /// Descriptors that later operations work by.
@@ -231,7 +233,8 @@ pub enum Operation {
         source: CString,
         kind: CString,
         flags: MountFlags,
-        data: CString,
+        /// The overlay's options.
+        layers: CString,
     },
     /// The current directory becomes the root of this process, and what was the root can still be gone back to.
     ChangeRoot,

@@ -707,6 +707,11 @@ fn users_when_mapped_then_root_is_somebody_else_outside() {
     );
     let made = std::fs::metadata(root.path().join("tmp/x")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 100_000);
+    // Over an image it can change everything that is its own.
+    std::fs::remove_file(root.path().join("tmp/x")).unwrap();
+    let text = succeed(&spec, overlay(root.path()));
+    assert!(text.starts_with("0\n"), "{text}");
+    assert!(!root.path().join("tmp/x").exists());
 }
 
 #[test]

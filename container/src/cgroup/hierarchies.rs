@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::Version;
+use rustix::fs::Access;
+
 use super::location::{Location, Place, Places};
 use crate::error::Error;
 
@@ -87,6 +89,22 @@ impl Hierarchies {
             unified: self.v2.as_ref().map(|v2| v2.at(path)),
             everywhere: false,
         })
+    }
+
+    /// A place of this name for a group of who is not root, where the host has given such a place away: beside the group of
+    /// this process, so that the one above it need have no processes, or else in it. Only with version 2 can that be done
+    /// safely.
+    pub fn delegated(&self, name: &str) -> Option<Location> {
+        let v2 = self
+            .v2
+            .as_ref()
+            .filter(|_| self.version() == Version::Two)?;
+        let own = v2.mounted.join(&v2.own);
+        let beside = own.parent().filter(|_| !v2.own.as_os_str().is_empty());
+        let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK).is_ok();
+        let is_given = |group: &&Path| writable(group) && writable(&group.join("cgroup.procs"));
+        let given = beside.into_iter().chain([&*own]).find(is_given)?;
+        Some(Location::Directory(given.join(below(Path::new(name)))))
     }
 }
 

@@ -18,6 +18,7 @@ use crate::sys;
 use crate::users::Ids;
 
 pub use channel::{Message, receive, send_go};
+pub use process::become_root;
 
 /// What later operations need of earlier ones.
 struct State<'a> {
@@ -105,8 +106,8 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
             source,
             kind,
             flags,
-            data,
-        } => root::overlay(source, kind, *flags, data),
+            layers,
+        } => root::overlay(source, kind, *flags, layers),
         O::ChangeRoot => root::change_root(state),
         O::AwaitHooks => channel::await_hooks(state.channel()?),
         O::ChangeRootBack => root::change_root_back(state),

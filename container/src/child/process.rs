@@ -212,7 +212,9 @@ pub fn become_user(state: &State, keep_capabilities: bool) -> Result<(), Errno> 
     for (group, &number) in groups.iter_mut().zip(ids.groups()) {
         *group = Gid::from_raw(number);
     }
-    set_thread_groups(groups)?;
+    if state.identity.sets_groups {
+        set_thread_groups(groups)?;
+    }
     if ids.gid != 0 {
         set_thread_res_gid(gid, gid, gid)?;
     }

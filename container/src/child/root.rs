@@ -54,11 +54,11 @@ pub fn enter_mount(
     chdir(c"/proc")
 }
 
-pub fn overlay(source: &CStr, kind: &CStr, flags: MountFlags, data: &CStr) -> Result<(), Errno> {
+pub fn overlay(source: &CStr, kind: &CStr, flags: MountFlags, layers: &CStr) -> Result<(), Errno> {
     let made = make_here(c"upper")?;
     make_here(c"work")?;
     make_here(c"lower")?;
-    mount2(source, c"lower", kind, flags, Some(data))?;
+    mount2(source, c"lower", kind, flags, Some(c""))?;
     if made {
         // The root directory itself is shown as it is in the writable layer.
         let root = stat(c"lower")?;
@@ -75,7 +75,6 @@ pub fn overlay(source: &CStr, kind: &CStr, flags: MountFlags, data: &CStr) -> Re
             chownat(CWD, c"upper", Some(uid), Some(gid), AtFlags::empty())?;
         }
     }
-    let layers = c"lowerdir=lower,upperdir=upper,workdir=work";
     mount2(
         c"overlay",
         c"lower",

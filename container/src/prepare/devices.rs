@@ -6,9 +6,8 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use super::layout::Layout;
 use super::{absolute, c_string};
 use crate::error::Error;
-use crate::namespaces::Namespaces;
 use crate::plan::{Missing, Operation as O, Place, Slot};
-use crate::spec::{Device, DeviceKind, Linux, NamespaceKind};
+use crate::spec::{Device, DeviceKind, Linux};
 
 /// Name below /dev, major and minor number.
 const DEFAULT: [(&str, u32, u32); 6] = [
@@ -33,11 +32,10 @@ const LINKS: [(&str, &str); 5] = [
 pub fn make(
     linux: &Linux,
     terminal: bool,
-    namespaces: &Namespaces,
+    confined: bool,
     layout: &Layout,
     operations: &mut Vec<O>,
 ) -> Result<(), Error> {
-    let mapped = namespaces.is_new(NamespaceKind::User);
     let mut asked = Vec::with_capacity(linux.devices.len());
     for (i, device) in linux.devices.iter().enumerate() {
         let field = format!("linux.devices[{i}]");
@@ -50,7 +48,7 @@ pub fn make(
             if asked.iter().any(|(_, asked, _)| *asked == path) {
                 continue;
             }
-            if mapped {
+            if confined {
                 operations.push(bind(&path)?);
             } else {
                 let place = place(layout, &path)?;
@@ -78,7 +76,7 @@ pub fn make(
         if path == "/dev/ptmx" || terminal && path == "/dev/console" {
             continue;
         }
-        if mapped && device.kind != DeviceKind::Fifo {
+        if confined && device.kind != DeviceKind::Fifo {
             operations.push(bind(&path)?);
             continue;
         }

@@ -22,6 +22,7 @@ use crate::gate;
 use crate::hooks::{self, Hooks};
 use crate::namespaces::Namespaces;
 use crate::plan::{Operation as O, Plan};
+use crate::rootless;
 use crate::seccomp::{self, Filter};
 use crate::spec::{Linux, NamespaceKind, Process, Spec};
 
@@ -83,20 +84,18 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     // In a user namespace the kernel shows no more of /proc and /sys than can be seen already, so that new ones are mounted
     // before the old ones are left.
     let mapped = namespaces.is_new(NamespaceKind::User);
-    let later = interrupted || mapped;
-    rootfs::enter(&create.rootfs, spec, &namespaces, later, &mut operations)?;
+    let confined = mapped || !rootless::is_initial();
+    let way = rootfs::Way {
+        interrupted,
+        confined,
+    };
+    rootfs::enter(&create.rootfs, spec, way, &mut operations)?;
     operations.append(&mut inside);
-    devices::make(
-        linux,
-        process.terminal,
-        &namespaces,
-        &layout,
-        &mut operations,
-    )?;
+    devices::make(linux, process.terminal, confined, &layout, &mut operations)?;
     if interrupted {
         operations.push(O::AwaitHooks);
     }
-    if later {
+    if way.is_later() {
         rootfs::leave_runtime(&mut operations);
     }
     // In a user namespace of its own it has all.

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use rustix::fs::{CWD, FileType, fstat};
+use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
 use super::layout::Layout;
@@ -12,6 +13,7 @@ use crate::cgroup::Version;
 use crate::error::Error;
 use crate::namespaces::Namespaces;
 use crate::plan::{Missing, Mount as NewMount, MountKept, Operation as O, Place, Slot};
+use crate::rootless;
 use crate::spec::{Mount, NamespaceKind, Spec};
 use crate::sys::{self, MountAttributes};
 
@@ -50,6 +52,8 @@ pub fn mount(
             mount.bind(&mut layout, operations)?;
         } else if version == Version::One && mount.mount.kind.as_deref() == Some("cgroup") {
             super::cgroup::mount(&mount, operations)?;
+        } else if mount.is_hosts(namespaces) {
+            mount.bind_hosts(&mut layout, operations)?;
         } else {
             mount.filesystem(namespaces, &mut layout, operations)?;
         }
@@ -103,7 +107,14 @@ impl Read<'_> {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
         let failed = |e| Error::step("open the source of a bind mount,", source, e);
-        let tree = open_tree(CWD, source, flags).map_err(failed)?;
+        let tree = match open_tree(CWD, source, flags) {
+            // What the host has mounted over a part of it is not uncovered in a user namespace.
+            Err(Errno::INVAL) if !rootless::is_initial() => {
+                open_tree(CWD, source, flags | OpenTreeFlags::AT_RECURSIVE)
+            }
+            tree => tree,
+        };
+        let tree = tree.map_err(failed)?;
 
         // Without a word about it, nothing that is mounted there later on either side is seen on the other.
         let propagation = self
@@ -154,6 +165,35 @@ impl Read<'_> {
             copy_up: self.options.copy_up,
         });
         Ok(())
+    }
+
+    /// A sysfs shows a network, and can be mounted only by whose that is: in a user namespace that shares the host's it is
+    /// the host's own.
+    fn is_hosts(&self, namespaces: &Namespaces) -> bool {
+        self.mount.kind.as_deref() == Some("sysfs")
+            && !namespaces.has(NamespaceKind::Network)
+            && (namespaces.is_new(NamespaceKind::User) || !rootless::is_initial())
+    }
+
+    fn bind_hosts(&self, layout: &mut Layout, operations: &mut Vec<O>) -> Result<(), Error> {
+        let mount = Mount {
+            source: Some("/sys".into()),
+            ..self.mount.clone()
+        };
+        let options = Options {
+            bind: true,
+            recursive: true,
+            set: 0,
+            set_all: self.options.set | self.options.set_all,
+            ..self.options.clone()
+        };
+        let read = Read {
+            field: self.field.clone(),
+            mount: &mount,
+            destination: self.destination.clone(),
+            options,
+        };
+        read.bind(layout, operations)
     }
 
     fn filesystem(
@@ -266,7 +306,15 @@ impl Read<'_> {
 
     fn mounted(&self, kind: &str, operations: &mut Vec<O>) -> Result<(), Error> {
         let text = |text: &str| c_string(&self.field, text);
-        let data = self.options.data();
+        let mut options = self.options.clone();
+        if kind == "devpts" {
+            // The group of terminals may be none here.
+            let known = |group: &str| group.parse().map_or(true, rootless::has_group);
+            options
+                .own
+                .retain(|(key, value)| key != "gid" || value.as_deref().is_none_or(known));
+        }
+        let data = options.data();
         if data.len() >= 4096 {
             return Err(Error::invalid(
                 format!("{}.options", self.field),

@@ -13,6 +13,7 @@ use crate::capabilities::{self as caps, Sets};
 use crate::create::{Stdio, TerminalSize};
 use crate::error::Error;
 use crate::plan::{CapabilitySets, HOME, Identity, Operation as O, Program};
+use crate::rootless;
 use crate::seccomp::Filter;
 use crate::spec::{Hook, Process};
 use crate::sys::Strings;
@@ -116,6 +117,7 @@ impl Tail {
             identity: Identity {
                 wanted: Wanted::numbers(0, 0),
                 additional: Vec::new(),
+                sets_groups: rootless::may_set_groups(),
             },
             sets: Sets {
                 bounding: caps::ALL,
@@ -378,6 +380,7 @@ fn identity(process: &Process) -> Result<Identity, Error> {
     Ok(Identity {
         wanted,
         additional: user.additional_gids.clone(),
+        sets_groups: rootless::may_set_groups(),
     })
 }
 

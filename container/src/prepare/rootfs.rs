@@ -10,20 +10,29 @@ use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, open_tree}
 use super::{absolute, c_string, options};
 use crate::create::{Lower, Rootfs, Upper};
 use crate::error::Error;
-use crate::namespaces::Namespaces;
 use crate::plan::Operation as O;
-use crate::spec::{Linux, NamespaceKind, Spec};
+use crate::spec::{Linux, Spec};
 use crate::sys::{self, MountAttributes};
 
-/// Makes the root filesystem the root. `later`: of this process alone for now, so that it lies in the runtime's root at its
-/// own path until [`leave_runtime`].
-pub fn enter(
-    rootfs: &Rootfs,
-    spec: &Spec,
-    namespaces: &Namespaces,
-    later: bool,
-    operations: &mut Vec<O>,
-) -> Result<(), Error> {
+/// What the way to the root filesystem depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// By hooks, to which the root filesystem lies at its own path.
+    pub interrupted: bool,
+    /// Not in the first user namespace.
+    pub confined: bool,
+}
+
+impl Way {
+    /// It becomes the root of this process alone for now, and lies in the runtime's root until [`leave_runtime`].
+    pub fn is_later(self) -> bool {
+        self.interrupted || self.confined
+    }
+}
+
+/// Makes the root filesystem the root.
+pub fn enter(rootfs: &Rootfs, spec: &Spec, way: Way, operations: &mut Vec<O>) -> Result<(), Error> {
+    let later = way.is_later();
     let linux = spec.linux.as_ref();
     let propagation = linux
         .and_then(|linux| linux.rootfs_propagation.as_deref())
@@ -55,7 +64,7 @@ pub fn enter(
             };
             operations.push(O::EnterTree { tree, target, name });
         }
-        Rootfs::Overlay { .. } if later => {
+        Rootfs::Overlay { .. } if way.interrupted => {
             let problem =
                 "hooks of the creation need a directory as root filesystem, not an overlay";
             return Err(Error::invalid("hooks", problem));
@@ -66,13 +75,13 @@ pub fn enter(
             files: new,
         } => {
             files.extend(new);
-            if namespaces.is_new(NamespaceKind::User) {
-                let problem =
-                    "a user namespace needs a directory as root filesystem, not an overlay";
-                return Err(Error::invalid("linux.namespaces", problem));
+            let is_disk = !matches!(lower, Lower::Directory(_)) || matches!(upper, Upper::Disk(_));
+            if way.confined && is_disk {
+                let problem = "in a user namespace no disk can be mounted; it needs directories";
+                return Err(Error::invalid("rootfs", problem));
             }
             operations.push(enter_upper(upper)?);
-            operations.push(overlay(lower)?);
+            operations.push(overlay(lower, way)?);
         }
     }
     operations.push(if later { O::ChangeRoot } else { O::Pivot });
@@ -115,18 +124,27 @@ fn enter_upper(upper: &Upper) -> Result<O, Error> {
     })
 }
 
-fn overlay(lower: &Lower) -> Result<O, Error> {
+fn overlay(lower: &Lower, way: Way) -> Result<O, Error> {
     let (source, kind, flags) = match lower {
         Lower::BlockDevice(source) | Lower::ErofsFile(source) => {
             (source, c"erofs", MountFlags::RDONLY)
         }
+        // In a user namespace nothing is uncovered that lies below what the host has mounted.
+        Lower::Directory(source) if way.confined => {
+            (source, c"", MountFlags::BIND | MountFlags::REC)
+        }
         Lower::Directory(source) => (source, c"", MountFlags::BIND),
+    };
+    let layers = match way.confined {
+        false => c"lowerdir=lower,upperdir=upper,workdir=work",
+        // What it notes of files is in attributes that everybody may set.
+        true => c"lowerdir=lower,upperdir=upper,workdir=work,userxattr",
     };
     Ok(O::Overlay {
         source: path(source)?,
         kind: kind.into(),
         flags,
-        data: CString::default(),
+        layers: layers.into(),
     })
 }
 
