@@ -341,6 +341,8 @@ pub enum Operation {
     /// What programs take the machine for.
     Personality(c_ulong),
     Umask(u32),
+    /// A session keyring of its own, since no namespace keeps the runtime's from it.
+    Keyring,
     LookUpUser,
     /// Says early that there is no such program: who starts the child later asks somebody else then.
     FindProgram,
@@ -424,6 +426,7 @@ impl Operation {
             O::Scheduler { name, .. } => ("set the scheduler to", name.clone()),
             O::IoPriority { name, .. } => ("set the priority of I/O to", name.clone()),
             O::Personality(_) => ("set", "the execution domain".into()),
+            O::Keyring => ("make", "a session keyring".into()),
             O::Umask(mask) => ("set umask", format!("{mask:04o}")),
             O::LookUpUser => (
                 "find in /etc/passwd and /etc/group of the container:",

@@ -7,7 +7,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat2, stat};
 use rustix::io::{Errno, read};
 
 /// The most additional groups a user can have here; the kernel's limit is 65536.
@@ -250,17 +250,18 @@ fn each_line(path: &std::ffi::CStr, mut line: impl FnMut(&[u8]) -> bool) -> Resu
 }
 
 fn open_regular(path: &std::ffi::CStr) -> Result<Option<OwnedFd>, Errno> {
-    // Not blocking, lest it is a FIFO; and no magic links of /proc, which lead anywhere.
+    // Looked at before it is opened: to open a device can do things. Who swaps it then is in the container already, and could
+    // open it himself.
+    match stat(path).map(|found| FileType::from_raw_mode(found.st_mode)) {
+        Ok(FileType::RegularFile) => {}
+        Ok(_) => return Err(Errno::INVAL),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    // Not blocking, lest it is a FIFO by now; and no magic links of /proc, which lead anywhere.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let inside = ResolveFlags::NO_MAGICLINKS;
-    let file = match openat2(CWD, path, flags, Mode::empty(), inside) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-        file => file?,
-    };
-    match FileType::from_raw_mode(fstat(&file)?.st_mode) {
-        FileType::RegularFile => Ok(Some(file)),
-        _ => Err(Errno::INVAL),
-    }
+    openat2(CWD, path, flags, Mode::empty(), inside).map(Some)
 }
 
 /// Splits what is read into lines.

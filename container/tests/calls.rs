@@ -19,7 +19,7 @@ const BEGIN: &str = "/bulkhead-begin";
 const END: &str = "/bulkhead-end";
 
 /// More than this was not needed when the bounds were set; whoever adds a call lifts them, and says why.
-const MOST_TO_START: usize = 170;
+const MOST_TO_START: usize = 172;
 const MOST_TO_EXECUTE: usize = 60;
 
 /// Where control groups are of version 1: each of six directories is made, entered and shown, and each rule about devices

@@ -164,6 +164,7 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(*mask));
             Ok(())
         }
+        O::Keyring => process::new_keyring(),
         O::LookUpUser => process::look_up_user(state),
         O::FindProgram => process::find_program(state.program),
         O::BoundingSet { dropped } => process::limit_bounding_set(*dropped),

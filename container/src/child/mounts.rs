@@ -203,14 +203,6 @@ fn c_string<'a>(bytes: &[u8], buffer: &'a mut [u8]) -> Result<&'a CStr, Errno> {
     CStr::from_bytes_with_nul(room).map_err(|_| Errno::INVAL)
 }
 
-/// The directory to work from, the path from there, and the way to get there.
-fn locate<'a>(place: &'a Place, state: &State) -> Result<(BorrowedFd<'static>, &'a CStr), Errno> {
-    match place.slot {
-        Some(slot) => Ok((state.slot(slot)?, &place.path)),
-        None => Ok((CWD, &place.path)),
-    }
-}
-
 pub fn make_directory(place: &Place, state: &State) -> Result<(), Errno> {
     match place.slot {
         Some(slot) => match mkdirat(state.slot(slot)?, &place.path, MODE) {
@@ -293,8 +285,14 @@ pub fn link(place: &Place, target: &CStr, state: &State) -> Result<(), Errno> {
 }
 
 pub fn sysctl(place: &Place, value: &[u8], state: &State) -> Result<(), Errno> {
-    let (directory, path) = locate(place, state)?;
-    write(directory, path, value)
+    let directory = state.slot(place.slot.ok_or(Errno::INVAL)?)?;
+    // What a link of the image has brought to be mounted in there is not the kernel's.
+    let only_there = ResolveFlags::BENEATH
+        .union(ResolveFlags::NO_XDEV)
+        .union(ResolveFlags::NO_SYMLINKS);
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat2(directory, &place.path, flags, Mode::empty(), only_there)?;
+    write_all(file, value)
 }
 
 pub fn write(directory: BorrowedFd, path: &CStr, data: &[u8]) -> Result<(), Errno> {

@@ -4,8 +4,8 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, fchown, fcntl_setfl, fstat, fstatfs,
-    major, makedev, minor, openat2, statat,
+    Access, AtFlags, CWD, FileType, Mode, OFlags, Stat, accessat, fchown, fcntl_setfl, fstat,
+    fstatfs, major, makedev, minor, openat2, stat, statat,
 };
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
@@ -48,10 +48,18 @@ pub fn open_terminal(
     columns: u16,
     console: bool,
 ) -> Result<(), Errno> {
+    // Looked at before it is opened, as another device might do something then, and after that, as it may have been swapped.
+    let is_multiplexer = |found: Stat| {
+        let device = found.st_rdev;
+        FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
+            && (major(device), minor(device)) == (5, 2)
+    };
+    if !is_multiplexer(stat(c"/dev/pts/ptmx")?) {
+        return Err(Errno::NOTTY);
+    }
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let master = openat2(CWD, c"/dev/pts/ptmx", flags, Mode::empty(), INSIDE)?;
-    let device = fstat(&master)?.st_rdev;
-    if (major(device), minor(device)) != (5, 2) || fstatfs(&master)?.f_type as u64 != DEVPTS {
+    if !is_multiplexer(fstat(&master)?) || fstatfs(&master)?.f_type as u64 != DEVPTS {
         return Err(Errno::NOTTY);
     }
     // Only opening it must not block.
@@ -151,6 +159,14 @@ pub fn start_session(terminal: bool) -> Result<(), Errno> {
         ioctl_tiocsctty(sys::standard(0))
     } else {
         Ok(())
+    }
+}
+
+pub fn new_keyring() -> Result<(), Errno> {
+    match sys::join_new_session_keyring() {
+        // A kernel without keys, or a filter that we are under ourselves, and the container with us.
+        Err(Errno::NOSYS | Errno::PERM) => Ok(()),
+        joined => joined,
     }
 }
 

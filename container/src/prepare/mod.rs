@@ -74,6 +74,11 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     }
     enter_namespaces(&namespaces, linux, &mut operations)?;
     oom_score(process, &mut operations);
+    if namespaces.joined(NamespaceKind::Pid).is_none() {
+        // Programs can be executed in the container while its first process still waits. Only now: what is undumpable may not
+        // write to its own files in /proc, unless it is root outside, too.
+        operations.push(O::Undumpable);
+    }
     let personality = personality(linux)?;
     operations.extend(personality.map(O::Personality));
     operations.push(O::Umask(0));

@@ -173,6 +173,7 @@ impl Tail {
         let ignored = ignored_signals();
         operations.push(O::Signals { ignored });
         operations.push(O::CloseOthers);
+        operations.push(O::Keyring);
         operations.extend(self.limits);
         operations.push(O::Umask(self.umask));
         operations.push(O::LookUpUser);

@@ -166,6 +166,14 @@ pub fn execve(path: &CStr, args: &Strings, env: &Strings) -> Errno {
     last_error()
 }
 
+/// Leaves the keyring of the caller's session for a new one, which is empty.
+pub fn join_new_session_keyring() -> Result<(), Errno> {
+    const JOIN_SESSION_KEYRING: c_int = 1;
+    let nameless = ptr::null::<c_char>();
+    // SAFETY: a null pointer stands for a keyring without a name; nothing else is read or written.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, nameless) }).map(drop)
+}
+
 /// Ends this process at once, running nothing of the C library's.
 pub fn exit(code: c_int) -> ! {
     loop {
