@@ -65,7 +65,12 @@ fn mounts_when_their_propagation_is_asked_for_then_they_have_it() {
     let mountinfo = succeed(&spec, overlay(root.path()));
     for (wanted, seen) in cases {
         assert_eq!(spreading(&mountinfo, &format!("/new/{wanted}")), seen);
-        assert_eq!(spreading(&mountinfo, &format!("/bound/{wanted}")), seen);
+        let bound = spreading(&mountinfo, &format!("/bound/{wanted}"));
+        // A slave has a master where its source is shared.
+        assert!(
+            bound == seen || (wanted, &bound[..]) == ("slave", "master"),
+            "{wanted}: {bound}"
+        );
     }
 }
 
