@@ -4,6 +4,7 @@ mod cgroups;
 mod kernel;
 mod kvm;
 mod parts;
+mod users;
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -86,6 +87,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Box<dyn Error>> {
     let mut findings = kvm::look();
     findings.extend(cgroups::look());
     findings.extend(kernel::look());
+    findings.extend(users::look());
     findings.extend(parts::look());
     let mut out = io::stdout().lock();
     match args.format {
