@@ -181,6 +181,23 @@ fn group_when_shown_then_the_container_sees_its_own_and_cannot_change_it() {
 }
 
 #[test]
+fn group_when_left_frozen_then_the_next_container_runs_in_it() {
+    let (root, group) = (rootfs(), Group::new("frozen"));
+    let (container, pipes) = create_in(&group, &spec("cat"), overlay(root.path())).unwrap();
+    let left = Cgroup::open(&container.control_group().unwrap().location()).unwrap();
+    container.kill(9).unwrap();
+    finish(container.pid(), pipes);
+    wait_for(|| left.processes().unwrap().is_empty());
+    left.freeze(true).unwrap();
+    drop(container);
+    let (mut container, pipes) =
+        create_in(&group, &spec("echo hello"), overlay(root.path())).unwrap();
+    container.start().unwrap();
+    assert_eq!(finish(container.pid(), pipes).stdout, "hello\n");
+    container.delete().unwrap();
+}
+
+#[test]
 fn group_when_it_has_processes_then_refused() {
     let (root, group) = (rootfs(), Group::new("busy"));
     let (mut first, pipes) = create_in(&group, &spec("cat"), overlay(root.path())).unwrap();

@@ -6,9 +6,12 @@
 
 mod common;
 
+use std::os::fd::AsFd;
+
 use bulkhead_container::spec::{Cpu, LinuxPids, Memory, Resources, Spec};
 use bulkhead_container::{Container, Create, Pipes, Stdio};
 use common::*;
+use rustix::event::{PollFd, Timespec, poll};
 
 fn start(
     group: &Group,
@@ -111,4 +114,127 @@ fn processor_when_halved_then_throttled() {
         .unwrap();
     container.delete().unwrap();
     finish(container.pid(), pipes);
+}
+
+#[test]
+fn memory_when_it_runs_out_then_whoever_watches_is_told() {
+    let (root, group) = (rootfs(), Group::new("watched"));
+    let memory = Memory {
+        limit: Some(8 << 20),
+        swap: Some(8 << 20),
+        ..Memory::default()
+    };
+    let resources = Resources {
+        memory: Some(memory),
+        ..Resources::default()
+    };
+    let mut spec = spec("read x; x=0123456789; while :; do x=$x$x; done");
+    let (mut container, pipes) = start(&group, &mut spec, resources, root.path());
+    let mut events = container.memory_events().unwrap().unwrap();
+    assert!(!events.ran_out());
+    rustix::io::write(&pipes.stdin, b"\n").unwrap();
+    let mut ready = [PollFd::from_borrowed_fd(events.as_fd(), events.interest())];
+    let minute = Timespec {
+        tv_sec: 60,
+        tv_nsec: 0,
+    };
+    assert_eq!(poll(&mut ready, Some(&minute)).unwrap(), 1);
+    let told = events.ran_out();
+    assert_eq!(finish(container.pid(), pipes).exit.signal, Some(9));
+    // It may have been read just before the kill was counted.
+    assert!(events.ran_out() || told);
+    assert!(events.kills() >= 1);
+    container.delete().unwrap();
+    assert!(!events.ran_out());
+}
+
+#[test]
+fn limits_when_changed_up_and_down_then_the_last_ones_hold() {
+    let (root, group) = (rootfs(), Group::new("changed"));
+    let limited = |megabytes: i64, pids: i64| Resources {
+        memory: Some(Memory {
+            limit: Some(megabytes << 20),
+            swap: Some(megabytes << 20),
+            ..Memory::default()
+        }),
+        pids: Some(LinuxPids { limit: pids }),
+        ..Resources::default()
+    };
+    let (mut container, pipes) = start(&group, &mut spec("cat"), limited(32, 10), root.path());
+    // Memory and swap together cannot be less than memory, at no time.
+    for (megabytes, pids) in [(64, 20), (16, 5), (128, 7)] {
+        container.update(&limited(megabytes, pids)).unwrap();
+        let stats = container.stats().unwrap();
+        assert_eq!(stats.memory.unwrap().limit, Some((megabytes as u64) << 20));
+        assert_eq!(stats.pids.unwrap().limit, Some(pids as u64));
+    }
+    let memory = Memory {
+        limit: Some(-1),
+        ..Memory::default()
+    };
+    let unlimited = Resources {
+        memory: Some(memory),
+        pids: Some(LinuxPids { limit: -1 }),
+        ..Resources::default()
+    };
+    // What is used already is not taken away.
+    let too_little = Memory {
+        limit: Some(4096),
+        swap: Some(4096),
+        check_before_update: Some(true),
+        ..Memory::default()
+    };
+    let too_little = Resources {
+        memory: Some(too_little),
+        ..Resources::default()
+    };
+    assert!(container.update(&too_little).is_err());
+    assert_eq!(
+        container.stats().unwrap().memory.unwrap().limit,
+        Some(128 << 20)
+    );
+    container.update(&unlimited).unwrap();
+    let stats = container.stats().unwrap();
+    assert_eq!(
+        (stats.memory.unwrap().limit, stats.pids.unwrap().limit),
+        (None, None)
+    );
+    container.delete().unwrap();
+    finish(container.pid(), pipes);
+}
+
+#[test]
+fn processes_when_they_fork_without_end_then_all_end_at_once() {
+    let (root, group) = (rootfs(), Group::new("bomb"));
+    let resources = Resources {
+        pids: Some(LinuxPids { limit: 60 }),
+        ..Resources::default()
+    };
+    let mut spec = spec("while :; do sh -c 'while :; do sleep 1000 & done' & done 2>/dev/null");
+    let (mut container, pipes) = start(&group, &mut spec, resources, root.path());
+    wait_for(|| container.processes().unwrap().len() >= 30);
+    container.kill_all(9).unwrap();
+    assert_eq!(wait(container.pid()).signal, Some(9));
+    wait_for(|| container.processes().unwrap().is_empty());
+    container.delete().unwrap();
+    assert!(!group.exists());
+    drop(pipes);
+}
+
+#[test]
+fn processors_when_listed_then_it_has_no_others() {
+    let (root, group) = (rootfs(), Group::new("cpuset"));
+    let resources = Resources {
+        cpu: Some(Cpu {
+            cpus: Some("0".into()),
+            mems: Some("0".into()),
+            ..Cpu::default()
+        }),
+        ..Resources::default()
+    };
+    let mut spec = spec("grep Cpus_allowed_list /proc/self/status");
+    let (mut container, pipes) = start(&group, &mut spec, resources, root.path());
+    let output = finish(container.pid(), pipes);
+    container.delete().unwrap();
+    assert_eq!(output.stdout, "Cpus_allowed_list:\t0\n", "{output:?}");
 }

@@ -9,6 +9,8 @@ use crate::spec::{Cpu, DeviceRule, HugepageLimit, Rdma, Resources};
 pub struct Limits {
     version: Version,
     pub(super) files: Vec<Limit>,
+    /// Refused if more memory than this is used already. Version 1 refuses that by itself.
+    pub(super) not_below_use: Option<u64>,
     /// Which devices may be used; none: all.
     pub(super) devices: Option<Vec<DeviceRule>>,
 }
@@ -46,6 +48,7 @@ impl Limits {
         Limits {
             version,
             files: Vec::new(),
+            not_below_use: None,
             devices: None,
         }
     }

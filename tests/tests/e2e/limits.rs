@@ -9,10 +9,14 @@ use bulkhead_tests::vm::Setup;
 use serde_json::json;
 
 /// The tests in `container/tests/limits.rs`.
-const TESTS: [&str; 3] = [
+const TESTS: [&str; 7] = [
+    "limits_when_changed_up_and_down_then_the_last_ones_hold",
+    "memory_when_it_runs_out_then_whoever_watches_is_told",
     "memory_when_used_up_then_killed_and_said",
+    "processes_when_they_fork_without_end_then_all_end_at_once",
     "processes_when_too_many_then_no_more_are_forked",
     "processor_when_halved_then_throttled",
+    "processors_when_listed_then_it_has_no_others",
 ];
 
 #[test]

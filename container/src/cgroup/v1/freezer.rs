@@ -24,10 +24,15 @@ pub struct Pauses {
 }
 
 impl Pauses {
+    /// As long as the kernel is given.
     pub fn new() -> Pauses {
+        Pauses::no_longer_than(Duration::from_secs(PATIENCE.tv_sec.unsigned_abs()))
+    }
+
+    pub fn no_longer_than(time: Duration) -> Pauses {
         Pauses {
             next: SHORTEST,
-            until: Instant::now() + Duration::from_secs(PATIENCE.tv_sec.unsigned_abs()),
+            until: Instant::now() + time,
         }
     }
 
@@ -42,8 +47,7 @@ impl Pauses {
 }
 
 /// Stops all processes of a group; returns when they have stopped.
-pub fn freeze(group: &Path) -> Result<(), Errno> {
-    let mut pauses = Pauses::new();
+pub fn freeze(group: &Path, mut pauses: Pauses) -> Result<(), Errno> {
     loop {
         set(group, "FROZEN")?;
         for _ in 0..LOOKS {

@@ -12,6 +12,7 @@ mod stats;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
@@ -29,6 +30,8 @@ use freezer::Pauses;
 
 /// What is counted of a group, and stops and ends it: it has a directory there whatever its limits.
 const ALWAYS: [&str; 5] = ["freezer", "memory", "pids", "cpuacct", "blkio"];
+/// How long processes are given to stand still before they are ended.
+const SHORT: Duration = Duration::from_millis(200);
 /// Where most processes are found.
 const LEADING: [&str; 4] = ["freezer", "pids", "memory", "cpuacct"];
 
@@ -86,8 +89,14 @@ impl Groups {
 
     fn make_at(&mut self, place: &Place) -> Result<(), Error> {
         let path = &place.path;
-        if !files::make(path)? && !files::processes(path).is_empty() {
-            return Err(files::not_made(path, Errno::BUSY));
+        if !files::make(path)? {
+            if !files::processes(path).is_empty() {
+                return Err(files::not_made(path, Errno::BUSY));
+            }
+            if place.has("freezer") {
+                // Whoever left it may have left it frozen.
+                freezer::thaw(path).map_err(|e| files::not_made(path, e))?;
+            }
         }
         self.places.push(place.clone());
         if place.has("cpuset") {
@@ -253,7 +262,7 @@ impl Groups {
             };
         };
         let set = if frozen {
-            freezer::freeze(group)
+            freezer::freeze(group, Pauses::new())
         } else {
             freezer::thaw(group)
         };
@@ -278,12 +287,17 @@ impl Groups {
         if self.processes().is_empty() {
             return Ok(());
         }
-        // While they stand still nobody is forked, and no number becomes another's.
-        let stopped = self.freeze(true);
-        self.kill_once();
-        let thawed = self.freeze(false);
-        if stopped.is_ok() {
-            return thawed;
+        // While they stand still nobody is forked, and no number becomes another's. One that sits in a call that cannot be
+        // interrupted is not waited for.
+        if let Some(group) = self.place_of("freezer") {
+            let stopped = freezer::freeze(group, Pauses::no_longer_than(SHORT));
+            self.kill_once();
+            self.freeze(false)?;
+            if stopped.is_ok() {
+                return Ok(());
+            }
+        } else if let Some(unified) = &self.unified {
+            return unified.kill();
         }
         // Those that forked meanwhile had children, which may have had some.
         let mut pauses = Pauses::new();

@@ -66,6 +66,9 @@ fn memory(memory: &Memory, limits: &mut Limits) -> Result<(), Error> {
     // Zero is what leaving it out means, in Go.
     if let Some(limit) = memory.limit.filter(|&limit| limit != 0) {
         limits.add("memory.max", bytes("limit", limit, "max")?);
+        if memory.check_before_update == Some(true) {
+            limits.not_below_use = u64::try_from(limit).ok();
+        }
     }
     if let Some(reservation) = memory.reservation.filter(|&reservation| reservation != 0) {
         limits.add("memory.low", bytes("reservation", reservation, "max")?);

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::limits::{Limit, Limits, Otherwise};
 use super::oom::MemoryEvents;
-use super::stats::{Stats, value};
+use super::stats::{Stats, number, value};
 use super::{PATIENCE, files};
 use crate::error::Error;
 use crate::sys;
@@ -30,8 +30,12 @@ impl Group {
     pub fn make(path: &Path) -> Result<Group, Error> {
         let is_new = files::make(path)?;
         let group = Group::open(path).map_err(|e| files::not_made(path, e))?;
-        if !is_new && group.event("populated")? {
-            return Err(files::not_made(path, Errno::BUSY));
+        if !is_new {
+            if group.event("populated")? {
+                return Err(files::not_made(path, Errno::BUSY));
+            }
+            // Whoever left it may have left it frozen.
+            group.freeze(false)?;
         }
         Ok(group)
     }
@@ -52,6 +56,13 @@ impl Group {
 
     /// Sets limits. What was set before and is not named stays.
     pub fn apply(&self, limits: &Limits) -> Result<(), Error> {
+        if let Some(limit) = limits.not_below_use {
+            let used = self.read("memory.current")?.unwrap_or_default();
+            if number(&used).is_some_and(|used| used > limit) {
+                let problem = format!("{} bytes are used already", used.trim());
+                return Err(Error::invalid("linux.resources.memory.limit", problem));
+            }
+        }
         for limit in &limits.files {
             self.set(limit)?
                 .map_err(|e| self.failed("write", &limit.file, e))?;
