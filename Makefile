@@ -14,6 +14,7 @@ export BULKHEAD             ?= $(BIN)/bulkhead
 export BULKHEAD_VMM         ?= $(BIN)/bulkhead-vmm
 export BULKHEAD_KERNEL      ?= $(GUEST)/vmlinux
 export BULKHEAD_AGENT_IMAGE ?= $(GUEST)/agent.erofs
+export BULKHEAD_BENCH       ?= $(GUEST)/bulkhead-bench
 export BULKHEAD_TEST_IMAGE  ?= $(GUEST)/test.erofs
 export BULKHEAD_TEST_INITRAMFS ?= $(GUEST)/test-initramfs.cpio
 export BULKHEAD_TEST_CONTAINER ?= $(GUEST)/test-container.erofs
@@ -46,6 +47,7 @@ setup: ## Install what is missing: packages, Rust's static target
 build: setup ## Build the programs, and the root images of the guests
 	$(CARGO) build $(STATIC) --release --package bulkhead --package bulkhead-runc --package bulkhead-vmm
 	@scripts/place $(GUEST)/agent.erofs resources/agent/build
+	@scripts/place $(GUEST)/bulkhead-bench resources/compare/build
 	@scripts/place $(GUEST)/test.erofs resources/test-guest/build erofs
 	@scripts/place $(GUEST)/test-initramfs.cpio resources/test-guest/build initramfs
 	@scripts/place $(GUEST)/test-container.erofs resources/test-container/build
@@ -60,6 +62,7 @@ install: build kernel ## Put the programs, the guest's parts, manual pages and c
 	install -D -m 0755 $(BIN)/bulkhead-vmm $(DESTDIR)$(PREFIX)/lib/bulkhead/bulkhead-vmm
 	install -D -m 0644 $(GUEST)/vmlinux $(DESTDIR)$(PREFIX)/lib/bulkhead/vmlinux
 	install -D -m 0644 $(GUEST)/agent.erofs $(DESTDIR)$(PREFIX)/lib/bulkhead/agent.erofs
+	install -D -m 0755 $(GUEST)/bulkhead-bench $(DESTDIR)$(PREFIX)/lib/bulkhead/bulkhead-bench
 	$(BIN)/bulkhead man $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions zsh/site-functions fish/vendor_completions.d)
 	$(BIN)/bulkhead completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/bulkhead

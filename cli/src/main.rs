@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod compare;
 mod completion;
 mod container;
 mod doctor;
@@ -49,6 +50,8 @@ enum Command {
     Image(image::Command),
     /// Start a microVM: Bulkhead's own guest, or your kernel and disks
     Boot(Box<boot::BootArgs>),
+    /// Run the same image both ways, measure what each costs, and show what each keeps apart
+    Compare(Box<compare::CompareArgs>),
     /// Say what this host can do, what is missing, and what to do about it
     Doctor(doctor::DoctorArgs),
     /// What all containers and images take, and what of it nobody needs
@@ -66,6 +69,12 @@ enum Command {
     /// Stay with a sandbox
     #[command(name = monitor::COMMAND, hide = true)]
     Monitor(container::MonitorArgs),
+    /// Become another command once traced
+    #[command(name = bulkhead_compare::TRACED_COMMAND, hide = true)]
+    CompareTraced {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Become a sandbox's file server
     #[command(name = staging::COMMAND, hide = true)]
     ServeFiles { staging: String },
@@ -94,6 +103,12 @@ fn main() -> ExitCode {
             .map_err(Into::into)
             .and_then(|engine| system::run(&command, &engine)),
         Command::Boot(args) => boot::run(&args, started),
+        Command::Compare(args) => engine()
+            .map_err(Into::into)
+            .and_then(|engine| compare::run(&engine, cli.root.as_deref(), &args)),
+        Command::CompareTraced { arguments } => {
+            Err(bulkhead_compare::become_traced(&arguments).into())
+        }
         Command::Doctor(args) => doctor::run(&args),
         Command::Completion(args) => completion::complete(&args, &Cli::command()),
         Command::Man(args) => completion::manual(&args, Cli::command()),

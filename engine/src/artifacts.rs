@@ -15,6 +15,8 @@ pub enum Artifact {
     Kernel,
     /// The root image of Bulkhead's own guest.
     AgentImage,
+    /// The program that `compare` measures with.
+    Bench,
 }
 
 /// It is nowhere.
@@ -36,6 +38,7 @@ impl Artifact {
             Artifact::Vmm => ("the VMM", "bulkhead-vmm", "BULKHEAD_VMM"),
             Artifact::Kernel => ("the guest kernel", "vmlinux", "BULKHEAD_KERNEL"),
             Artifact::AgentImage => ("the agent's image", "agent.erofs", "BULKHEAD_AGENT_IMAGE"),
+            Artifact::Bench => ("the measuring program", "bulkhead-bench", "BULKHEAD_BENCH"),
         }
     }
 
