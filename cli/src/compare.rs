@@ -50,6 +50,9 @@ pub struct CompareArgs {
     /// How long to go on starting them, for each kind, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     density_time: u64,
+    /// How long all of it should take, in seconds: on a slow host there are fewer rounds then
+    #[arg(long, value_name = "SECONDS", default_value_t = 240)]
+    limit: u64,
     /// Bring down the kernel of a microVM, and see what goes on
     #[arg(long)]
     prove_blast_radius: bool,
@@ -106,6 +109,7 @@ pub fn run(engine: &Engine, root: Option<&Path>, args: &CompareArgs) -> Outcome 
         density_bytes: args.density_budget,
         density_most: usize::try_from(args.density_most)?,
         density_time: Duration::from_secs(args.density_time),
+        limit: Duration::from_secs(args.limit),
         blast_radius: args.prove_blast_radius,
     };
     let report = bulkhead_compare::compare(&setup, &options, &say(args.quiet));
@@ -157,17 +161,17 @@ fn print(report: &Report, args: &CompareArgs) -> Result<(), Box<dyn std::error::
         return Ok(());
     }
     drop(out);
-    for rows in [report.figure_rows(), report.evidence_rows()] {
-        let mut table = Table::new(&[]);
-        for row in rows {
-            table.row(row);
-        }
-        table.print()?;
+    let mut table = Table::new(&[]);
+    for row in report.figure_rows() {
+        table.row(row);
     }
+    table.print()?;
     let mut out = io::stdout().lock();
-    writeln!(out)?;
-    for line in report.remarks() {
-        writeln!(out, "{line}")?;
+    for lines in [report.evidence_lines(), report.remarks()] {
+        writeln!(out)?;
+        for line in lines {
+            writeln!(out, "{line}")?;
+        }
     }
     writeln!(out, "\nMeasured in {:.0} seconds.", report.seconds)?;
     Ok(())

@@ -122,15 +122,15 @@ pub fn rows(
         if std::ptr::eq(there, host) {
             return all;
         }
-        let shared = match is_same_kernel(there) {
-            true => in_common(there, host, system, "objects"),
-            false => 0,
-        };
         let named = in_common(there, host, system, "names");
+        if !is_same_kernel(there) {
+            return format!("{all}: none the host's, {} are called alike", count(named));
+        }
+        let same = in_common(there, host, system, "objects");
         format!(
-            "{all}: {} are the host's own, {} more are only called alike",
-            count(shared),
-            count(named.saturating_sub(shared))
+            "{all}: {} the host's by inode, {} more by name on the host's kernel",
+            count(same),
+            count(named.saturating_sub(same))
         )
     };
     let mut rows = vec![
@@ -168,7 +168,7 @@ pub fn rows(
         row(
             "proc",
             "Entries in /proc",
-            "the same inode of the same kernel: read it, and you read the host",
+            "on the same kernel, to read or write one is to read or write the host's",
             &|v| versus_host(v, "proc"),
         ),
         row(
@@ -363,14 +363,11 @@ mod tests {
         let proc = row("proc");
         assert_eq!(proc.host, "3");
         let vm = proc.vm.as_deref();
-        assert_eq!(
-            vm,
-            Some("2: 0 are the host's own, 2 more are only called alike")
-        );
+        assert_eq!(vm, Some("2: none the host's, 2 are called alike"));
         let container = proc.container.as_deref();
         assert_eq!(
             container,
-            Some("2: 2 are the host's own, 0 more are only called alike")
+            Some("2: 2 the host's by inode, 0 more by name on the host's kernel")
         );
         assert_eq!(row("boot_id").vm.as_deref(), Some("two (its own)"));
         assert_eq!(

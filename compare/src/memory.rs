@@ -117,14 +117,19 @@ fn shares(smaps: &str) -> (u64, u64) {
     (guest, rest)
 }
 
-/// The kernel memory charged to the control group of a process.
+/// The kernel memory charged to the control group of a process, if that is not ours as well.
 fn kernel_memory(pid: i32) -> Option<u64> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let ours = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, parts.next()?);
         let unified = controllers.is_empty();
+        // A group that others are in, too, such as the root, says nothing of one of them.
+        if ours.lines().any(|ours| ours == line) {
+            continue;
+        }
         if !unified && !controllers.split(',').any(|name| name == "memory") {
             continue;
         }
@@ -140,8 +145,7 @@ fn kernel_memory(pid: i32) -> Option<u64> {
             let usage = fs::read_to_string(folder.join("memory.kmem.usage_in_bytes"));
             usage.ok().and_then(|number| number.trim().parse().ok())
         };
-        // The root's is everybody's.
-        if bytes.is_some() && path != "/" {
+        if bytes.is_some() {
             return bytes;
         }
     }

@@ -34,6 +34,8 @@ pub struct Options {
     pub density_most: usize,
     /// How long that may take, for each kind.
     pub density_time: Duration,
+    /// How long all of it should take: on a slow host there are fewer rounds and instances then.
+    pub limit: Duration,
     /// Whether a guest's kernel is brought down.
     pub blast_radius: bool,
 }
@@ -80,6 +82,11 @@ impl Rate {
 
 /// All that is collected on the way.
 struct Collected<'a> {
+    begun: Instant,
+    /// The longest that an instance has taken to start so far.
+    slowest: Duration,
+    /// How often each kind was started to be measured.
+    rounds: u32,
     setup: &'a Setup<'a>,
     options: &'a Options,
     progress: &'a dyn Fn(&str),
@@ -98,6 +105,9 @@ pub fn compare(
 ) -> Result<Report, String> {
     let begun = (Timestamp::now(), Instant::now());
     let mut all = Collected {
+        begun: begun.1,
+        slowest: Duration::ZERO,
+        rounds: 0,
         setup,
         options,
         progress,
@@ -109,7 +119,7 @@ pub fn compare(
     };
     let bait = Bait::put()?;
     let here = bait.look_here()?;
-    all.rounds(&bait);
+    all.measure(&bait);
     all.commands();
     all.trace();
     let blast_radius = all.crowds();
@@ -118,9 +128,9 @@ pub fn compare(
     Ok(Report {
         version: VERSION,
         bulkhead: env!("CARGO_PKG_VERSION").to_owned(),
-        taken: begun.0.to_string(),
+        taken: begun.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         seconds: begun.1.elapsed().as_secs_f64(),
-        rounds: options.rounds,
+        rounds: all.rounds,
         image: options.title.clone(),
         command: options
             .command
@@ -156,8 +166,9 @@ impl<'a> Collected<'a> {
     }
 
     /// Starts each kind in turn, measures it and stops it. Who was first is second in the next round.
-    fn rounds(&mut self, bait: &Bait) {
+    fn measure(&mut self, bait: &Bait) {
         for round in 0..self.options.rounds {
+            let start = Instant::now();
             let mut order = Kind::ALL;
             if round % 2 == 1 {
                 order.reverse();
@@ -176,13 +187,30 @@ impl<'a> Collected<'a> {
                     self.fail(kind, "a container to measure", &e);
                 }
             }
+            self.rounds += 1;
+            // To count system calls, for density and for a panic one is started each, some of them with
+            // another beside it.
+            let rest = self.slowest * 5;
+            if self.rounds < self.options.rounds && self.left() < start.elapsed() + rest {
+                self.note(format!(
+                    "There was time for {} of {} rounds: --limit allows more.",
+                    self.rounds, self.options.rounds
+                ));
+                return;
+            }
         }
+    }
+
+    /// What is left of the time for all of it.
+    fn left(&self) -> Duration {
+        self.options.limit.saturating_sub(self.begun.elapsed())
     }
 
     fn round(&mut self, kind: Kind, round: u32, bait: &Bait) -> Result<(), String> {
         // What cannot be looked up is not measured; all else is.
         let forgotten = page_cache::forget(&self.options.disk);
         let (mut instance, took) = Instance::start(self.setup, kind, round as usize)?;
+        self.slowest = self.slowest.max(took);
         self.add("start_cold", kind, ms(took));
         if forgotten.is_ok()
             && let Ok(bytes) = page_cache::cached(&self.options.disk)
@@ -286,17 +314,19 @@ impl<'a> Collected<'a> {
     /// Density, and what a panic takes down among those that are up then.
     fn crowds(&mut self) -> Option<crate::report::BlastRadius> {
         let setup = self.setup;
-        let budget = Budget {
-            bytes: self.options.density_bytes,
-            instances: self.options.density_most,
-            time: self.options.density_time,
-        };
         let mut crowds: Both<Option<Crowd<'a>>> = Both::default();
         for kind in Kind::ALL {
             if !self.works(kind) {
                 continue;
             }
             (self.progress)(&format!("density: {}", kind.name()));
+            // Those that come at the last moment, and a panic, take their time after this.
+            let left = self.left().saturating_sub(self.slowest * 3);
+            let budget = Budget {
+                bytes: self.options.density_bytes,
+                instances: self.options.density_most,
+                time: self.options.density_time.min(left),
+            };
             match gather(setup, kind, budget) {
                 Ok(crowd) => {
                     if let Some(per_gib) = crowd.per_gib() {

@@ -5,6 +5,7 @@
 //! its types, so that a change which breaks whoever uses them shows.
 
 pub mod artifacts;
+pub mod browser;
 pub mod container;
 pub mod cpio;
 pub mod crash;

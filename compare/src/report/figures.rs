@@ -50,7 +50,7 @@ catalogue! {
         stop, "Stop", "ms", Lower,
             "from `stop` until nothing of it is left, with a program that ends when it is asked to";
         image_read, "Image read to start", "KiB", Lower,
-            "what was read of the image's file by then: neither kind reads all of it";
+            "of the image's one file, by then and with read-ahead: neither kind unpacks it";
         command, "Your command", "ms", Lower,
             "from the command line to its end, start and stop included";
     }
@@ -86,7 +86,7 @@ catalogue! {
     }
     "Files" {
         file_write, "Written in order", "MiB/s", Higher,
-            "to the writable layer, which is memory unless --storage is given";
+            "to the writable layer, which is memory: the guest's, or the host's";
         file_read, "Read in order", "MiB/s", Higher,
             "from the page cache: a copy by the kernel it asks";
         file_random_read, "4 KiB read anywhere", "thousand/s", Higher,

@@ -87,7 +87,7 @@ impl Report {
              <p>The image <code>{image}</code>, run in a microVM and in a container on the host's \
              kernel, {rounds} in turn, measured and looked into.</p>\n\
              <p class=\"quiet\">{taken} on {processors} x {processor}, {gib} GiB, Linux {kernel}; \
-             Bulkhead {version}; {seconds} seconds in all.</p>\n<p>{kvm}</p>\n",
+             Bulkhead {version}; {seconds} seconds in all.</p>\n<p>KVM here: {kvm}.</p>\n",
             image = escape(&self.image),
             rounds = match self.rounds {
                 1 => "once each".to_owned(),

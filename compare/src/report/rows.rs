@@ -1,6 +1,6 @@
 //! A report as rows of words, for a table on a terminal.
 
-use super::{Evidence, Figure, Kind, Report, Samples, number};
+use super::{Figure, Kind, Report, Samples, number};
 
 /// Cells of a table: what it is, both kinds, how they compare, and what it means. A heading has only the
 /// first.
@@ -33,27 +33,24 @@ impl Report {
         rows
     }
 
-    /// What was seen.
-    pub fn evidence_rows(&self) -> Vec<Row> {
-        let mut rows = vec![heading(&[
-            "EVIDENCE",
-            "HOST",
-            "VM",
-            "CONTAINER",
-            "WHAT IT MEANS",
-        ])];
-        let row = |evidence: &Evidence| {
-            let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-            vec![
-                evidence.title.clone(),
-                evidence.host.clone(),
-                or_dash(&evidence.vm),
-                or_dash(&evidence.container),
-                evidence.meaning.clone(),
-            ]
-        };
-        rows.extend(self.evidence.iter().map(row));
-        rows
+    /// What was seen, a line for each place that was looked at.
+    pub fn evidence_lines(&self) -> Vec<String> {
+        let mut lines = vec!["EVIDENCE".to_owned()];
+        for evidence in &self.evidence {
+            lines.push(format!("{}: {}", evidence.title, evidence.meaning));
+            let seen = [
+                ("host", Some(&evidence.host)),
+                ("VM", evidence.vm.as_ref()),
+                ("container", evidence.container.as_ref()),
+            ];
+            for (place, text) in seen {
+                let text = text.map_or("not looked at", String::as_str);
+                if text != "-" {
+                    lines.push(format!("  {place:10} {text}"));
+                }
+            }
+        }
+        lines
     }
 
     /// What else there is to say, a line each.
@@ -106,11 +103,15 @@ fn cell(samples: Option<&Samples>) -> String {
 
 /// A ratio as people say it.
 pub(super) fn ratio(value: f64) -> String {
+    if value > 0.0 && value < 0.1 {
+        return format!("1/{}", number(1.0 / value));
+    }
     format!("{}x", number(value))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::ratio;
     use crate::report::sample;
 
     #[test]
@@ -133,6 +134,12 @@ mod tests {
             remarks[0],
             "Not measured for container: it is not allowed here"
         );
-        assert_eq!(report.evidence_rows()[1].len(), 5);
+        let lines = report.evidence_lines();
+        assert_eq!(lines[1], "kernel: whose code is behind each system call");
+        assert_eq!(lines[3], "  VM         6.12.1");
+        assert_eq!(
+            (ratio(0.001), ratio(2.5)),
+            ("1/1,000".into(), "2.50x".into())
+        );
     }
 }

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use bulkhead_tests::faithful::{Carried, Ended, Outer, print_prefixed};
 
 /// Environment variables that name files the tests use.
-const CARRIED: [&str; 11] = [
+const CARRIED: [&str; 12] = [
     "BULKHEAD",
     "BULKHEAD_VMM",
     "BULKHEAD_KERNEL",
     "BULKHEAD_AGENT_IMAGE",
+    "BULKHEAD_BENCH",
     "BULKHEAD_TEST_IMAGE",
     "BULKHEAD_TEST_INITRAMFS",
     "BULKHEAD_TEST_CONTAINER",
