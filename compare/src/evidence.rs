@@ -1,6 +1,7 @@
 //! What the programs saw, beside what the host has.
 
 use std::collections::HashSet;
+use std::io::Read;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -70,10 +71,15 @@ impl Bait {
         command
             .args(["session", &token])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null());
-        let child = command.spawn();
-        let child = child.map_err(|e| format!("cannot start the measuring program: {e}"))?;
-        Ok(Bait { child, token })
+            .stdout(Stdio::piped());
+        let failed = |e| format!("cannot start the measuring program: {e}");
+        let child = command.spawn().map_err(failed)?;
+        let mut bait = Bait { child, token };
+        // Only when it runs it has its words.
+        if let Some(stdout) = &mut bait.child.stdout {
+            stdout.read_exact(&mut [0]).map_err(failed)?;
+        }
+        Ok(bait)
     }
 
     /// What to ask a program that should look for it, without putting the word into its command line.

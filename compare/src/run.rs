@@ -157,11 +157,10 @@ impl<'a> Collected<'a> {
         samples.of_mut(kind).push(value);
     }
 
-    fn fail(&mut self, kind: Kind, what: &str, error: &str) {
-        let text = format!("{what}: {error}");
+    fn fail(&mut self, kind: Kind, error: String) {
         let errors = self.errors.of_mut(kind);
-        if !errors.contains(&text) {
-            errors.push(text);
+        if !errors.contains(&error) {
+            errors.push(error);
         }
     }
 
@@ -184,7 +183,7 @@ impl<'a> Collected<'a> {
                     kind.name()
                 ));
                 if let Err(e) = self.round(kind, round, bait) {
-                    self.fail(kind, "a container to measure", &e);
+                    self.fail(kind, e);
                 }
             }
             self.rounds += 1;
@@ -280,7 +279,7 @@ impl<'a> Collected<'a> {
                         self.add("command", kind, ms(took));
                         *codes.of_mut(kind) = Some(code);
                     }
-                    Err(e) => self.fail(kind, "your command", &e),
+                    Err(e) => self.fail(kind, format!("your command: {e}")),
                 }
             }
         }
@@ -333,10 +332,10 @@ impl<'a> Collected<'a> {
                         self.add("density", kind, per_gib);
                     }
                     self.notes.push(format!(
-                        "Density, {}: {} instances took {:.1} MiB in all.",
+                        "Density, {}: {:.1} MiB for {}.",
                         kind.name(),
-                        crowd.instances.len(),
-                        crowd.bytes as f64 / MIB
+                        crowd.bytes as f64 / MIB,
+                        crowd.instances.len()
                     ));
                     *crowds.of_mut(kind) = Some(crowd);
                 }
