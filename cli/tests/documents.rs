@@ -1,9 +1,10 @@
-//! What the command writes of itself: manual pages and completions.
+//! What the command writes of itself: manual pages and completions. And what is written about it: where pages lead to.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 fn bulkhead(arguments: &[&str]) -> String {
@@ -126,4 +127,39 @@ fn completion_when_bash_has_it_completes_commands_and_options() {
     assert_eq!(complete(&["bulkhead", "unp"]), "unpause");
     assert_eq!(complete(&["bulkhead", "run", "--pids"]), "--pids-limit");
     assert_eq!(complete(&["bulkhead", "system", "pr"]), "prune");
+}
+
+/// The targets of a page's links that are files of this repository, without the place within.
+fn linked(text: &str) -> Vec<&str> {
+    let links = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split([')', ' ']).next());
+    links
+        .filter(|link| !link.contains("://"))
+        .filter_map(|link| link.split('#').next())
+        .filter(|path| !path.is_empty())
+        .collect()
+}
+
+#[test]
+fn page_when_it_names_a_file_then_the_file_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let in_docs = std::fs::read_dir(root.join("docs")).unwrap();
+    let pages = in_docs.map(|entry| entry.unwrap().path());
+    let mut seen = 0;
+    for page in pages.chain([root.join("README.md")]) {
+        if page.extension().is_none_or(|kind| kind != "md") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&page).unwrap();
+        for path in linked(&text) {
+            let target = page.parent().unwrap().join(path);
+            assert!(target.exists(), "{} leads to {path}", page.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 50, "{seen} links");
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    assert!(linked(&readme).contains(&"docs/virtualization.md"));
 }
