@@ -212,6 +212,8 @@ pub enum Operation {
     Write {
         path: CString,
         data: Vec<u8>,
+        /// Who is not root does without, where the kernel has it so.
+        may_be_refused: bool,
     },
     /// Nothing that is mounted from here on is seen outside.
     PrivateMounts,

@@ -213,7 +213,9 @@ fn program_when_executed_in_a_users_container_then_in_there(root: &Path) {
         create(&confined("cat"), overlay(root)).unwrap_or_else(|e| panic!("{e}"));
     container.start().unwrap();
     let (stdio, mut theirs) = Stdio::pipes().unwrap();
-    let process = confined("hostname; cat /proc/1/comm").process.unwrap();
+    let mut process = confined("hostname; cat /proc/1/comm").process.unwrap();
+    // That only root may have.
+    process.oom_score_adj = Some(-500);
     let exec = container
         .exec(&process, stdio)
         .unwrap_or_else(|e| panic!("{e}"));

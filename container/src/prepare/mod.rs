@@ -195,6 +195,8 @@ pub(crate) fn oom_score(process: &Process, operations: &mut Vec<O>) {
         operations.push(O::Write {
             path: c"/proc/self/oom_score_adj".into(),
             data,
+            // Only root may make a process less likely to be ended than its parent.
+            may_be_refused: !rootless::is_initial(),
         });
     }
 }
@@ -298,6 +300,7 @@ fn enter_namespaces(
         operations.push(O::Write {
             path: c"/proc/self/timens_offsets".into(),
             data,
+            may_be_refused: false,
         });
     }
     Ok(())
