@@ -20,19 +20,7 @@ pub struct Runtime {
 impl Runtime {
     pub fn new() -> Runtime {
         let bundle = tempfile::tempdir().unwrap();
-        let rootfs = bundle.path().join("rootfs");
-        for directory in ["bin", "dev", "proc", "sys", "tmp"] {
-            fs::create_dir_all(rootfs.join(directory)).unwrap();
-        }
-        let program = std::env::var_os("BULKHEAD_BUSYBOX")
-            .map_or_else(|| "/bin/busybox".into(), PathBuf::from);
-        fs::copy(&program, rootfs.join("bin/busybox"))
-            .unwrap_or_else(|e| panic!("{}: {e}; run scripts/setup", program.display()));
-        for name in [
-            "sh", "cat", "echo", "false", "ls", "readlink", "sleep", "true",
-        ] {
-            symlink("busybox", rootfs.join("bin").join(name)).unwrap();
-        }
+        busybox(&bundle.path().join("rootfs"));
         Runtime {
             root: tempfile::tempdir().unwrap(),
             bundle,
@@ -128,6 +116,22 @@ impl Drop for Runtime {
             let id = container.file_name();
             self.run(&["delete", "--force", &id.to_string_lossy()]);
         }
+    }
+}
+
+/// Makes a root filesystem of busybox.
+pub fn busybox(rootfs: &Path) {
+    for directory in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
+        fs::create_dir_all(rootfs.join(directory)).unwrap();
+    }
+    let program =
+        std::env::var_os("BULKHEAD_BUSYBOX").map_or_else(|| "/bin/busybox".into(), PathBuf::from);
+    fs::copy(&program, rootfs.join("bin/busybox"))
+        .unwrap_or_else(|e| panic!("{}: {e}; run scripts/setup", program.display()));
+    for name in [
+        "sh", "cat", "echo", "env", "false", "id", "ls", "readlink", "sleep", "stty", "true", "tty",
+    ] {
+        symlink("busybox", rootfs.join("bin").join(name)).unwrap();
     }
 }
 
