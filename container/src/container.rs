@@ -14,7 +14,7 @@ use crate::cgroup::{Cgroup, Limits, MemoryEvents, Stats};
 use crate::child::{self, Message};
 use crate::create::{Create, Stdio};
 use crate::error::Error;
-use crate::exec::Exec;
+use crate::exec::{Exec, ExecOptions};
 use crate::fork::{Started, fork, send_signal};
 use crate::gate;
 use crate::hooks::{self, Hooks, Point};
@@ -217,7 +217,7 @@ impl Container {
     }
 
     /// Lets the first process become the program. Returns when it has, or could not: then it ends with 127, and is still to be
-    /// waited for. When a hook before that fails, the container is deleted; when one after it fails, the first process is killed.
+    /// waited for. When a hook fails, the container is deleted.
     pub fn start(&mut self) -> Result<(), Error> {
         if !self.has_program {
             return Err(Error::NoProgram {
@@ -242,9 +242,9 @@ impl Container {
         self.go_on(&channel)?;
         match child::receive(&channel).map_err(|e| Error::step("hear from", &*self.id, e))? {
             Message::Failed { operation, error } => Err(remaining.failure(operation, error)),
-            _ => self.run_hooks(Point::Poststart).inspect_err(|_| {
-                let _ = self.kill(libc::SIGKILL);
-            }),
+            _ => self
+                .run_hooks(Point::Poststart)
+                .inspect_err(|_| drop(self.delete())),
         }
     }
 
@@ -265,17 +265,17 @@ impl Container {
 
     /// Executes a further program in the container. See [`Exec`].
     pub fn exec(&self, process: &Process, stdio: Stdio) -> Result<Exec, Error> {
-        Exec::start(self, process, stdio, 0)
+        Exec::start(self, process, stdio, &ExecOptions::default())
     }
 
-    /// Likewise; so many of this process's descriptors after the standard ones (3, 4, ...), which are open, are the program's, too.
-    pub fn exec_preserving(
+    /// Likewise, with more to say of it.
+    pub fn exec_with(
         &self,
         process: &Process,
         stdio: Stdio,
-        preserved: u32,
+        options: &ExecOptions<'_>,
     ) -> Result<Exec, Error> {
-        Exec::start(self, process, stdio, preserved)
+        Exec::start(self, process, stdio, options)
     }
 
     /// Its name.

@@ -30,8 +30,9 @@ pub struct Create<'a> {
     /// The path of a socket to make, at which the first process can be started when this process is gone
     /// ([`Container::open`](crate::Container::open)). None: it ends with this process unless it is started.
     pub gate: Option<PathBuf>,
-    /// How many of this process's descriptors after the standard ones (3, 4, ...) the program is given; they are open.
-    pub preserved: u32,
+    /// This process's descriptors that the program is given besides, by their numbers from 3 on. None of them is a
+    /// descriptor of this crate's: those that others have opened before.
+    pub preserved: Vec<i32>,
 }
 
 /// Where a configuration came from: its hooks are told. They are run by this process, whose namespaces are the runtime's to

@@ -1,6 +1,7 @@
 //! Further programs in a running container.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use rustix::process::Pid;
@@ -13,6 +14,17 @@ use crate::fork::{Executed, execute, send_signal};
 use crate::plan::{Operation as O, Plan};
 use crate::prepare::{self, Ending, Tail};
 use crate::spec::{NamespaceKind, Process};
+
+/// What else there is to say of a program that is executed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ExecOptions<'a> {
+    /// Descriptors of this process that are the program's, too: by their numbers from 3 on, in their order, each once.
+    pub preserved: &'a [RawFd],
+    /// A control group below the container's own that the program is in; on hosts of cgroup v1 it is in those that are there.
+    pub group: Option<&'a Path>,
+    /// Also in a container that stands still: the call returns when that goes on.
+    pub even_paused: bool,
+}
 
 /// A program that was executed in a container that runs.
 #[derive(Debug)]
@@ -29,9 +41,9 @@ impl Exec {
         container: &Container,
         process: &Process,
         stdio: Stdio,
-        preserved: u32,
+        options: &ExecOptions<'_>,
     ) -> Result<Exec, Error> {
-        if container.is_paused() {
+        if container.is_paused() && !options.even_paused {
             return Err(Error::Paused {
                 id: container.id().to_owned(),
             });
@@ -40,24 +52,40 @@ impl Exec {
         let available = container.available_capabilities()?;
         let tail = Tail::prepare(process, container.seccomp.clone(), available)?;
 
+        let [first, last] = prepare::affinity(process)?;
         let mut operations = Vec::with_capacity(32);
+        operations.extend(last);
         prepare::oom_score(process, &mut operations);
         operations.extend(container.personality.map(O::Personality));
-        Exec::join(container, tail, (stdio, preserved), operations)
+        Exec::join(container, tail, (stdio, options), (first, operations))
     }
 
-    /// Goes on in the container's namespaces after the first operations.
+    /// Goes on in the container's namespaces after the first operations: one outside of its control group, and others.
     pub(crate) fn join(
         container: &Container,
         tail: Tail,
-        (stdio, preserved): (Stdio, u32),
-        mut operations: Vec<O>,
+        (stdio, options): (Stdio, &ExecOptions<'_>),
+        (outside, mut operations): (Option<O>, Vec<O>),
     ) -> Result<Exec, Error> {
-        if let Some(group) = &container.cgroup {
+        let below = match (&container.cgroup, options.group) {
+            (Some(group), Some(path)) => Some(group.below(path)?),
+            (None, Some(_)) => {
+                return Err(Error::NoCgroup {
+                    step: "execute below the group of",
+                    id: container.id().to_owned(),
+                });
+            }
+            (_, None) => None,
+        };
+        let group = below.as_ref().or(container.cgroup.as_ref());
+        if let Some(group) = group {
             let tasks = group.entrance()?;
             if !tasks.is_empty() {
                 operations.insert(0, O::EnterGroups { tasks });
             }
+        }
+        if let Some(outside) = outside {
+            operations.insert(0, outside);
         }
         let namespace = container.pidfd.clone();
         let flags = container.namespaces & !libc::CLONE_NEWPID;
@@ -84,14 +112,14 @@ impl Exec {
             program,
             identity,
             gate: None,
-            preserved,
+            preserved: options.preserved.to_vec(),
         };
 
         // A process that shares memory cannot change its clocks, and is for nobody to write to.
         let borrows = container.namespaces & NamespaceKind::Time.flag() == 0
             && !container.may_trace.load(Ordering::Relaxed);
         container.may_trace.fetch_or(will_trace, Ordering::Relaxed);
-        let cgroup = container.cgroup.as_ref().and_then(Cgroup::directory);
+        let cgroup = group.and_then(Cgroup::directory);
         let pids = (container.namespaces & libc::CLONE_NEWPID != 0).then(|| container.pidfd());
         let Executed {
             pid,

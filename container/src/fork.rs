@@ -151,7 +151,7 @@ fn channel(plan: &Plan) -> Result<(OwnedFd, OwnedFd), Error> {
     let kind = SocketType::SEQPACKET;
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).map_err(not_started)?;
-    Ok((ours, prepare::out_of_the_way(theirs, plan.preserved)?))
+    Ok((ours, prepare::out_of_the_way(theirs, &plan.preserved)?))
 }
 
 fn fork_in(

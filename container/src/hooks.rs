@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidf
 use crate::container::Container;
 use crate::create::{Bundle, Stdio};
 use crate::error::Error;
-use crate::exec::Exec;
+use crate::exec::{Exec, ExecOptions};
 use crate::prepare::Tail;
 use crate::spec::{self, Hook, Spec};
 use crate::state::{State, Status};
@@ -184,9 +185,10 @@ impl Hooks {
             .map_err(|e| failed(format!("cannot write its state: {e}")))?;
         let started = match (point, container) {
             (Point::CreateContainer | Point::StartContainer, Some(container)) => {
-                inside(hook, container, state).map_err(|e| e.to_string())
+                let cwd = (point == Point::CreateContainer).then_some(&*self.bundle.path);
+                inside(hook, container, state, cwd).map_err(|e| e.to_string())
             }
-            _ => outside(hook, state).map_err(|e| e.to_string()),
+            _ => outside(hook, state, &self.bundle.path).map_err(|e| e.to_string()),
         };
         let process = started.map_err(failed)?;
         match wait(process.as_fd(), hook.timeout) {
@@ -229,12 +231,12 @@ fn describe(status: &WaitIdStatus) -> String {
 }
 
 /// Starts a hook in our own namespaces.
-fn outside(hook: &Hook, state: OwnedFd) -> io::Result<OwnedFd> {
+fn outside(hook: &Hook, state: OwnedFd, bundle: &Path) -> io::Result<OwnedFd> {
     let mut command = Command::new(&hook.path);
     if let Some((name, args)) = hook.args.split_first() {
         command.arg0(name).args(args);
     }
-    command.env_clear().stdin(state);
+    command.env_clear().stdin(state).current_dir(bundle);
     command.envs(hook.env.iter().filter_map(|entry| entry.split_once('=')));
     let child = command.spawn()?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -242,7 +244,12 @@ fn outside(hook: &Hook, state: OwnedFd) -> io::Result<OwnedFd> {
 }
 
 /// Starts a hook in the container's namespaces and its control group.
-fn inside(hook: &Hook, container: &Container, state: OwnedFd) -> Result<OwnedFd, Error> {
+fn inside(
+    hook: &Hook,
+    container: &Container,
+    state: OwnedFd,
+    cwd: Option<&Path>,
+) -> Result<OwnedFd, Error> {
     let copy = |fd: BorrowedFd| {
         fd.try_clone_to_owned()
             .map_err(|e| Error::step("copy", "standard error", e))
@@ -252,8 +259,10 @@ fn inside(hook: &Hook, container: &Container, state: OwnedFd) -> Result<OwnedFd,
         stdout: copy(io::stdout().as_fd())?,
         stderr: copy(io::stderr().as_fd())?,
     };
-    let tail = Tail::of_hook(hook, container.available_capabilities()?)?;
-    Exec::join(container, tail, (stdio, 0), Vec::new()).map(Exec::into_pidfd)
+    let tail = Tail::of_hook(hook, container.available_capabilities()?, cwd)?;
+    let options = ExecOptions::default();
+    let first = (None, Vec::new());
+    Exec::join(container, tail, (stdio, &options), first).map(Exec::into_pidfd)
 }
 
 /// Waits for a process, so many seconds at most; after that it is killed, and there is no status.

@@ -40,7 +40,7 @@ pub use cgroup::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
 pub use container::Container;
 pub use create::{Bundle, Create, Lower, NewFile, Pipes, Rootfs, Stdio, TerminalSize, Upper};
 pub use error::Error;
-pub use exec::Exec;
+pub use exec::{Exec, ExecOptions};
 pub use open::{Known, Opened, Record, Remains};
 pub use state::{State, Status};
 pub use status::Exit;

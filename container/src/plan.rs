@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::ffi::{CString, c_int, c_ulong};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -26,8 +26,8 @@ pub struct Plan {
     pub identity: Identity,
     /// A socket at which who starts the child calls; none: whoever made it starts it.
     pub gate: Option<OwnedFd>,
-    /// How many descriptors after the standard ones the program keeps.
-    pub preserved: u32,
+    /// The descriptors after the standard ones that the program keeps, in their order, each once.
+    pub preserved: Vec<RawFd>,
 }
 
 impl Plan {
@@ -166,6 +166,9 @@ pub struct MountKept {
     pub target: CString,
     pub slot: Slot,
 }
+
+/// Processors or memory nodes, bit n for number n.
+pub type NumberSet = [u64; 16];
 
 /// Capabilities, bit n for number n.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -340,6 +343,17 @@ pub enum Operation {
         value: u16,
         name: String,
     },
+    /// Where memory comes from.
+    MemoryPolicy {
+        mode: c_int,
+        nodes: Box<NumberSet>,
+        name: String,
+    },
+    /// On which processors it runs.
+    Affinity {
+        processors: Box<NumberSet>,
+        name: String,
+    },
     /// What programs take the machine for.
     Personality(c_ulong),
     Umask(u32),
@@ -395,7 +409,7 @@ impl Operation {
                 ("mount", format!("{} on {}", path(kind), path(target)))
             }
             O::AttachKept { target, .. } => (
-                "mount on the directory, which must be no link,",
+                "attach the filesystem that must be mounted on ordinary directory, not on a link, at",
                 path(target),
             ),
             O::Open(MountKept { target, kind, .. }) => {
@@ -427,6 +441,8 @@ impl Operation {
             O::Rlimit { name, .. } => ("set limit", name.clone()),
             O::Scheduler { name, .. } => ("set the scheduler to", name.clone()),
             O::IoPriority { name, .. } => ("set the priority of I/O to", name.clone()),
+            O::MemoryPolicy { name, .. } => ("set the memory policy to", name.clone()),
+            O::Affinity { name, .. } => ("run on processors", name.clone()),
             O::Personality(_) => ("set", "the execution domain".into()),
             O::Keyring => ("make", "a session keyring".into()),
             O::Umask(mask) => ("set umask", format!("{mask:04o}")),

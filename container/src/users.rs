@@ -108,14 +108,19 @@ impl Ids {
         &self.groups[..self.count]
     }
 
+    /// Adds a group, whether or not it is there.
+    pub fn push(&mut self, group: u32) -> Result<(), Errno> {
+        *self.groups.get_mut(self.count).ok_or(Errno::TOOBIG)? = group;
+        self.count += 1;
+        Ok(())
+    }
+
     /// Adds a group unless it is there.
     pub fn add(&mut self, group: u32) -> Result<(), Errno> {
         if self.groups().contains(&group) {
             return Ok(());
         }
-        *self.groups.get_mut(self.count).ok_or(Errno::TOOBIG)? = group;
-        self.count += 1;
-        Ok(())
+        self.push(group)
     }
 }
 

@@ -142,7 +142,7 @@ fn create_and_start(execute: bool) {
         init: false,
         bundle: None,
         gate: None,
-        preserved: 0,
+        preserved: Vec::new(),
     };
     if !execute {
         mark(BEGIN);

@@ -24,7 +24,7 @@ fn create_in(group: &Group, spec: &Spec, rootfs: Rootfs) -> Result<(Container, P
         init: false,
         bundle: None,
         gate: None,
-        preserved: 0,
+        preserved: Vec::new(),
     };
     Ok((Container::create(create)?, pipes))
 }

@@ -133,7 +133,7 @@ fn user_when_by_number_then_the_groups_given_and_nothing_more() {
     };
     assert_eq!(
         succeed(&spec, overlay(root.path())),
-        "1000\n5 7 8\n0027\nx\n"
+        "1000\n5 7 7 8\n0027\nx\n"
     );
 }
 
@@ -465,7 +465,7 @@ fn proc_when_its_place_is_a_link_then_refused() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.starts_with("cannot mount on the directory"),
+        error.contains("must be mounted on ordinary directory"),
         "{error}"
     );
 }
@@ -516,7 +516,7 @@ fn terminal_when_asked_for_then_the_container_has_its_own() {
         init: false,
         bundle: None,
         gate: None,
-        preserved: 0,
+        preserved: Vec::new(),
     };
     let mut container = Container::create(create).unwrap();
     let master = container.take_terminal().unwrap();
@@ -608,7 +608,7 @@ fn init_when_asked_for_then_it_reaps_forwards_and_ends_alike() {
         init: true,
         bundle: None,
         gate: None,
-        preserved: 0,
+        preserved: Vec::new(),
     };
     let mut container = Container::create(create).unwrap();
     container.start().unwrap();
@@ -637,7 +637,7 @@ fn init_when_the_program_is_missing_then_said() {
         init: true,
         bundle: None,
         gate: None,
-        preserved: 0,
+        preserved: Vec::new(),
     };
     let mut container = Container::create(create).unwrap();
     assert_eq!(container.start().unwrap_err().exit_code(), 127);

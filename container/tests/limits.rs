@@ -31,7 +31,7 @@ fn start(
         init: false,
         bundle: None,
         gate: None,
-        preserved: 0,
+        preserved: Vec::new(),
     };
     let mut container = Container::create(create).unwrap_or_else(|e| panic!("{e}"));
     container.start().unwrap();

@@ -306,7 +306,7 @@ fn group_when_delegated_then_the_container_is_in_it(root: &Path) {
         init: false,
         bundle: None,
         gate: None,
-        preserved: 0,
+        preserved: Vec::new(),
     })
     .unwrap_or_else(|e| panic!("{e}"));
     container.start().unwrap();

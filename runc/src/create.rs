@@ -150,7 +150,7 @@ impl<'a> Wanted<'a> {
                 warn,
             }),
             gate: apart.then(|| self.place.gate()),
-            preserved: descriptors.count,
+            preserved: descriptors.numbers.clone(),
         };
         let mut container = Container::create(create)?;
         let kept = self.keep(&mut container);

@@ -6,12 +6,12 @@ use std::path::Path;
 use bulkhead_container::spec::Process;
 
 use crate::arguments::Arguments;
-use crate::failure::Outcome;
+use crate::failure::{Outcome, cannot};
 
-/// How many, after the standard ones.
+/// Their numbers, after the standard ones.
 #[derive(Debug, Default)]
 pub struct Descriptors {
-    pub count: u32,
+    pub numbers: Vec<i32>,
     /// The first of them are sockets to listen on.
     listening: u32,
     names: Option<String>,
@@ -24,16 +24,27 @@ impl Descriptors {
         let for_us = number("LISTEN_PID").is_none_or(|pid| pid == std::process::id());
         let listening = number("LISTEN_FDS").filter(|_| for_us).unwrap_or(0);
         let more: u32 = arguments.number("preserve-fds")?.unwrap_or(0);
-        let count = listening.saturating_add(more);
-        for number in (3..).take(count as usize) {
-            // A number that is free now would be given to something of ours.
-            if !Path::new("/proc/self/fd").join(number.to_string()).exists() {
-                let problem = format!("descriptor {number} is to be preserved and is not open");
-                return Err(problem.into());
-            }
+        let wanted = 3..listening.saturating_add(more).saturating_add(3);
+        let mut numbers = Vec::new();
+        if !wanted.is_empty() {
+            // A number that is free now may be given to something of ours later on.
+            let open = std::fs::read_dir("/proc/self/fd").map_err(cannot("list descriptors"))?;
+            let open = open
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok());
+            let open: Vec<u32> = open.filter_map(|name| name.parse().ok()).collect();
+            let fits = |number: &&u32| wanted.contains(number);
+            numbers.extend(
+                open.iter()
+                    .filter(fits)
+                    .filter_map(|&n| i32::try_from(n).ok()),
+            );
+            // One of them was the list's own.
+            numbers.retain(|number| Path::new("/proc/self/fd").join(number.to_string()).exists());
+            numbers.sort_unstable();
         }
         Ok(Descriptors {
-            count,
+            numbers,
             listening,
             names: variable("LISTEN_FDNAMES"),
         })

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use bulkhead_container::Opened;
 use bulkhead_container::spec::{Capabilities, Process};
+use bulkhead_container::{ExecOptions, Opened};
 use std::path::Path;
 
 use crate::Globals;
@@ -43,12 +43,33 @@ pub fn exec(globals: &Globals, arguments: &Arguments, id: &str) -> Outcome<u8> {
         let problem = "a terminal is wanted: --console-socket must say who takes it";
         return Err(problem.to_owned().into());
     }
+    if globals.debug
+        && let Some(list) = process
+            .exec_cpu_affinity
+            .as_ref()
+            .and_then(|a| a.initial.as_deref())
+    {
+        eprintln!(
+            "bulkhead-runc: debug: CPU affinity: {:#x}",
+            processors(list)
+        );
+    }
     let foreground = match detach {
         true => None,
         false => Some(Foreground::prepare()?),
     };
     let stdio = stdio(Some(&process));
-    let executed = container.exec_preserving(&process, stdio, descriptors.count);
+    let group = arguments.value("cgroup").map(|path| {
+        // As others have it, a controller's name may come first.
+        let path = path.split_once(':').map_or(path, |(_, path)| path);
+        Path::new(path)
+    });
+    let options = ExecOptions {
+        preserved: &descriptors.numbers,
+        group,
+        even_paused: arguments.has("ignore-paused"),
+    };
+    let executed = container.exec_with(&process, stdio, &options);
     let mut executed = executed.map_err(program_failure)?;
     let mut master = executed.take_terminal();
     let told = write_pid(arguments, executed.pid().as_raw_pid()).and_then(|()| {
@@ -71,6 +92,16 @@ pub fn exec(globals: &Globals, arguments: &Arguments, id: &str) -> Outcome<u8> {
             foreground.stay(executed.pidfd(), master, kill)
         }
     }
+}
+
+/// A list like `0-3,8` as a mask of the first 64.
+fn processors(list: &str) -> u64 {
+    let bits = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.trim().parse::<u32>().unwrap_or(u32::MAX);
+        (number(first)..=number(last).min(63)).fold(0, |bits, n| bits | 1 << n)
+    };
+    list.split(',').fold(0, |all, part| all | bits(part))
 }
 
 /// What is to be executed: as a file says, or as the container's own program with changes.
@@ -96,7 +127,12 @@ fn process(arguments: &Arguments, own: Option<Process>) -> Outcome<Process> {
     if process.cwd.is_empty() {
         process.cwd = "/".into();
     }
-    process.env.extend(arguments.all("env").map(str::to_owned));
+    for variable in arguments.all("env") {
+        let name = variable.split('=').next().unwrap_or_default();
+        let is_it = |other: &String| other.split('=').next() == Some(name);
+        process.env.retain(|other| !is_it(other));
+        process.env.push(variable.to_owned());
+    }
     process.no_new_privileges |= arguments.has("no-new-privs");
     if let Some(user) = arguments.value("user") {
         set_user(&mut process, user)?;

@@ -53,10 +53,21 @@ pub struct Log {
 }
 
 impl Log {
+    /// Whether it can be written to: what goes wrong later is not to be lost.
+    pub fn check(&self) -> Outcome<()> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        let opened = OpenOptions::new().create(true).append(true).open(file);
+        opened
+            .map(drop)
+            .map_err(cannot(format_args!("open the log {}", file.display())))
+    }
+
     /// Says that a command failed.
     pub fn error(&self, message: &str) {
         self.write("error", message);
-        eprintln!("bulkhead-runc: {message}");
+        eprintln!("bulkhead-runc: error: {message}");
     }
 
     fn write(&self, level: &str, message: &str) {

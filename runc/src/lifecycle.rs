@@ -37,9 +37,8 @@ pub fn start(globals: &Globals, id: &str) -> Outcome<u8> {
             if is_over {
                 await_end(&container)?;
             }
-            // A hook before the program failed, and the container was deleted.
-            if matches!(&error, Error::Hook { field, .. } if field.starts_with("hooks.startContainer"))
-            {
+            // The container was deleted.
+            if matches!(&error, Error::Hook { .. }) {
                 place.remove()?;
             }
             Err(error.into())
@@ -99,7 +98,9 @@ pub fn delete(globals: &Globals, arguments: &Arguments, id: &str) -> Outcome<u8>
     };
     let (opened, _) = place.open(&kept, false)?;
     let status = place.status(&kept, &opened);
-    if status != Status::Stopped && !force {
+    // One that was never started has nothing to lose: others end it, too.
+    let is_over = matches!(status, Status::Stopped | Status::Created);
+    if !is_over && !force {
         return Err(refuse(id, "delete", "it is not stopped but", status));
     }
     end(opened)?;

@@ -38,6 +38,8 @@ use failure::{Failure, Log, Outcome};
 pub struct Globals {
     /// The directory of all containers.
     root: PathBuf,
+    /// More is said of what is done.
+    debug: bool,
     /// Control groups are asked of systemd.
     systemd: bool,
 }
@@ -62,9 +64,11 @@ fn run(log: &mut Log) -> Outcome<u8> {
         Some("json") => true,
         Some(other) => return Err(format!("--log-format is text or json, not {other:?}").into()),
     };
+    log.check().inspect_err(|_| log.file = None)?;
     let manager = global.value("cgroup-manager");
     let globals = Globals {
         root: global.value("root").unwrap_or("/run/bulkhead-runc").into(),
+        debug: global.has("debug"),
         systemd: global.has("systemd-cgroup") || manager == Some("systemd"),
     };
     let mut words = global.words.iter().cloned();

@@ -62,8 +62,9 @@ impl Place {
     pub fn new(root: &Path, id: &str) -> Outcome<Place> {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
         if id.is_empty() || id.len() > 255 || id.starts_with('.') || !id.bytes().all(is_plain) {
-            let rule = "1 to 255 letters, digits and _+-. and no dot at its beginning";
-            return Err(format!("{id:?} is no ID: it has {rule}").into());
+            let rule = "letters, digits and _+-. and none of these dots at its beginning";
+            let problem = "it is empty, too long, or has an invalid character";
+            return Err(format!("invalid container ID {id:?}: {problem}; it is {rule}").into());
         }
         let directory = root.join(id);
         Ok(Place {

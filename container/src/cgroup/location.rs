@@ -1,6 +1,6 @@
 //! Where a container's control group is: which directories, in which of the host's hierarchies.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +61,35 @@ impl Location {
                 v1.chain(places.unified.as_deref()).collect()
             }
         }
+    }
+
+    /// The directories below that are there, and of the others these; none: not one is there.
+    pub(super) fn below(&self, path: &Path) -> Option<Location> {
+        let is_plain = |part: &Component| matches!(part, Component::Normal(_) | Component::RootDir);
+        if !path.components().all(|part| is_plain(&part)) {
+            return None;
+        }
+        let path = path.strip_prefix("/").unwrap_or(path);
+        let mut found = false;
+        let mut go = |directory: &mut PathBuf| {
+            let below = directory.join(path);
+            if below.is_dir() {
+                *directory = below;
+                found = true;
+            }
+        };
+        let mut location = self.clone();
+        match &mut location {
+            Location::Directory(directory) => go(directory),
+            Location::Hierarchies(places) => {
+                places
+                    .places
+                    .iter_mut()
+                    .for_each(|place| go(&mut place.path));
+                places.unified.iter_mut().for_each(go);
+            }
+        }
+        found.then_some(location)
     }
 
     /// The directory of a controller, or of a named hierarchy.

@@ -87,6 +87,19 @@ impl Cgroup {
         }))
     }
 
+    /// A group below that somebody has made: on a host of version 1 in at least one hierarchy, and in the others this.
+    pub(crate) fn below(&self, path: &std::path::Path) -> Result<Cgroup, Error> {
+        let missing = || {
+            let problem = rustix::io::Errno::NOENT;
+            Error::step(
+                "find the control group",
+                path.display().to_string(),
+                problem,
+            )
+        };
+        Cgroup::open(&self.location().below(path).ok_or_else(missing)?)
+    }
+
     /// Where it is: all of it, and nothing that was not made.
     pub fn location(&self) -> Location {
         match &self.0 {

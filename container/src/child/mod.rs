@@ -9,7 +9,7 @@ mod mounts;
 mod process;
 mod root;
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 
@@ -28,7 +28,7 @@ struct State<'a> {
     channel: Option<BorrowedFd<'static>>,
     /// Where somebody else starts the program.
     gate: Option<BorrowedFd<'static>>,
-    preserved: u32,
+    preserved: &'a [RawFd],
     /// By [`Slot`].
     slots: [Option<BorrowedFd<'static>>; 3],
     /// The runtime's root, as long as that is not left for good.
@@ -59,7 +59,7 @@ pub fn run(plan: &mut Plan, channel: Option<&OwnedFd>) -> Failure {
         identity: &plan.identity,
         channel: channel.map(sys::of_the_process),
         gate: plan.gate.as_ref().map(sys::of_the_process),
-        preserved: plan.preserved,
+        preserved: &plan.preserved,
         slots: [None; 3],
         old_root: None,
         ids: Ids::default(),
@@ -166,6 +166,8 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         } => rustix::process::setrlimit(*resource, *limit),
         O::Scheduler { attributes, .. } => sys::set_scheduler(attributes),
         O::IoPriority { value, .. } => sys::set_io_priority(*value),
+        O::MemoryPolicy { mode, nodes, .. } => sys::set_memory_policy(*mode, nodes),
+        O::Affinity { processors, .. } => sys::set_affinity(processors),
         O::Personality(domain) => sys::set_personality(*domain),
         O::Umask(mask) => {
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(*mask));

@@ -442,7 +442,11 @@ pub fn read_only(place: &Place, state: &State) -> Result<(), Errno> {
 pub fn working_directory(path: &CStr) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = match openat2(CWD, path, flags, Mode::empty(), INSIDE) {
-        Err(Errno::NOENT) => make_directories(path.to_bytes())?,
+        Err(Errno::NOENT) => match make_directories(path.to_bytes()) {
+            // That it is missing is what is wrong with it.
+            Err(Errno::ROFS | Errno::ACCESS) => return Err(Errno::NOENT),
+            made => made?,
+        },
         opened => opened?,
     };
     fchdir(&directory)

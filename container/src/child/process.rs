@@ -127,9 +127,12 @@ pub fn connect(files: Option<&[OwnedFd; 3]>, state: &State) -> Result<(), Errno>
 
 pub fn close_others(state: &mut State) -> Result<(), Errno> {
     let mut next = FIRST;
-    for _ in 0..state.preserved {
-        sys::keep_open(next)?;
-        next += 1;
+    for &number in state.preserved {
+        if next < number {
+            sys::close_range(next, number - 1)?;
+        }
+        sys::keep_open(number)?;
+        next = number + 1;
     }
     // Both lie beyond the places that they get, so that neither takes the other's.
     for way in [&mut state.channel, &mut state.gate] {
@@ -205,7 +208,7 @@ pub fn look_up_user(state: &mut State) -> Result<(), Errno> {
     identity
         .additional
         .iter()
-        .try_for_each(|&group| ids.add(group))
+        .try_for_each(|&group| ids.push(group))
 }
 
 pub fn limit_bounding_set(dropped: u64) -> Result<(), Errno> {

@@ -6,6 +6,7 @@ mod cgroup;
 mod devices;
 mod layout;
 mod mounts;
+mod numa;
 mod options;
 mod process;
 mod rootfs;
@@ -13,7 +14,7 @@ mod scheduling;
 mod sysctl;
 
 use std::ffi::{CString, c_ulong};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use crate::cgroup::{Limits, Location, Version};
 use crate::create::{Create, Stdio};
@@ -27,6 +28,7 @@ use crate::seccomp::{self, Filter};
 use crate::spec::{Linux, NamespaceKind, Process, Spec};
 
 pub(crate) use cgroup::place;
+pub(crate) use numa::affinity;
 pub(crate) use options::names as mount_options;
 pub(crate) use process::{Ending, Tail, available_capabilities};
 
@@ -81,6 +83,9 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     }
     let personality = personality(linux)?;
     operations.extend(personality.map(O::Personality));
+    if let Some(policy) = &linux.memory_policy {
+        operations.push(numa::memory_policy(policy)?);
+    }
     operations.push(O::Umask(0));
     let mut inside = Vec::with_capacity(128);
     let layout = mounts::mount(spec, &namespaces, version, &mut inside)?;
@@ -115,7 +120,7 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     let seccomp = linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let tail = Tail::prepare(process, seccomp.clone(), available)?;
     tail.open_terminal(&stdio, true, &mut operations);
-    sysctl::set(linux, &namespaces, &layout, &mut operations)?;
+    sysctl::set(spec, linux, &namespaces, &layout, &mut operations)?;
     if let Some(name) = host_name("hostname", spec.hostname.as_deref(), &namespaces)? {
         operations.push(O::Hostname(name));
     }
@@ -135,7 +140,10 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     rootfs::finish(spec, linux, &mut operations)?;
     let may_trace = tail.may_trace();
     let gate = create.gate.as_deref().map(gate::listen).transpose()?;
-    let preserved = create.preserved;
+    let mut preserved = std::mem::take(&mut create.preserved);
+    preserved.retain(|&number| number > 2);
+    preserved.sort_unstable();
+    preserved.dedup();
     let ending = Ending {
         stdio,
         gate: true,
@@ -145,7 +153,7 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     };
     let (program, identity) = tail.become_program(ending, &mut operations)?;
     let gate = gate
-        .map(|gate| out_of_the_way(gate, preserved))
+        .map(|gate| out_of_the_way(gate, &preserved))
         .transpose()?;
     let plan = Plan {
         operations,
@@ -211,6 +219,10 @@ fn check(spec: &Spec, linux: &Linux) -> Result<(), Error> {
         ));
     }
     refuse("linux.mountLabel", linux.mount_label.as_deref(), "SELinux")?;
+    if !linux.net_devices.is_empty() {
+        let problem = "moving interfaces into the container is not supported";
+        return Err(Error::invalid("linux.netDevices", problem));
+    }
     if linux.intel_rdt.is_some() {
         return Err(Error::invalid(
             "linux.intelRdt",
@@ -366,9 +378,9 @@ fn c_string(field: &str, text: &str) -> Result<CString, Error> {
 
 /// A descriptor that is not one of those the child gives a new meaning to: the standard ones, those that the program keeps, and
 /// two more.
-pub(crate) fn out_of_the_way(fd: OwnedFd, preserved: u32) -> Result<OwnedFd, Error> {
+pub(crate) fn out_of_the_way(fd: OwnedFd, preserved: &[RawFd]) -> Result<OwnedFd, Error> {
     use std::os::fd::AsRawFd;
-    let first = i32::try_from(preserved).map_or(i32::MAX, |n| n.saturating_add(5));
+    let first = preserved.last().map_or(5, |last| last.saturating_add(3));
     if fd.as_raw_fd() >= first {
         return Ok(fd);
     }
@@ -391,7 +403,7 @@ mod tests {
             stdio: Stdio::Null,
             init: false,
             gate: None,
-            preserved: 0,
+            preserved: Vec::new(),
             bundle: Some(Bundle {
                 path: "/".into(),
                 warn: |_| {},

@@ -55,7 +55,7 @@ pub fn mount(
         } else if mount.is_hosts(namespaces) {
             mount.bind_hosts(&mut layout, operations)?;
         } else {
-            mount.filesystem(namespaces, &mut layout, operations)?;
+            mount.filesystem(&mut layout, operations)?;
         }
     }
     Ok(layout)
@@ -196,12 +196,7 @@ impl Read<'_> {
         read.bind(layout, operations)
     }
 
-    fn filesystem(
-        &self,
-        namespaces: &Namespaces,
-        layout: &mut Layout,
-        operations: &mut Vec<O>,
-    ) -> Result<(), Error> {
+    fn filesystem(&self, layout: &mut Layout, operations: &mut Vec<O>) -> Result<(), Error> {
         let field = |member: &str| format!("{}.{member}", self.field);
         let kind = self
             .mount
@@ -222,12 +217,6 @@ impl Read<'_> {
                 ));
             }
         };
-        if kind == "mqueue" && !namespaces.has(NamespaceKind::Ipc) {
-            return Err(Error::invalid(
-                field("type"),
-                "mqueue without an IPC namespace would be the host's",
-            ));
-        }
         if self.options.copy_up && kind != "tmpfs" {
             return Err(Error::invalid(
                 field("options"),

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -99,8 +100,10 @@ impl Tail {
         })
     }
 
-    /// Of a hook: root, with all capabilities that can be given and exactly the environment that it asks for.
-    pub fn of_hook(hook: &Hook, capabilities: u64) -> Result<Tail, Error> {
+    /// Of a hook: root, with all capabilities that can be given and exactly the environment that it asks for, in a directory
+    /// that is there.
+    pub fn of_hook(hook: &Hook, capabilities: u64, cwd: Option<&Path>) -> Result<Tail, Error> {
+        let cwd = cwd.map(|cwd| c_string("hooks", &cwd.to_string_lossy()));
         let args = match hook.args.is_empty() {
             true => std::slice::from_ref(&hook.path),
             false => &hook.args,
@@ -129,7 +132,7 @@ impl Tail {
             no_new_privileges: false,
             limits: Vec::new(),
             umask: 0o022,
-            cwd: None,
+            cwd: cwd.transpose()?,
         })
     }
 
@@ -196,7 +199,7 @@ impl Tail {
         };
         // A filter without no_new_privs is the privileged's to load; the last step takes the privilege away.
         let loads_privileged = self.filter.is_some() && !self.no_new_privileges;
-        let keep_capabilities = loads_privileged || permitted != 0;
+        let keep_capabilities = loads_privileged || permitted | inheritable != 0;
         operations.push(O::BecomeUser { keep_capabilities });
         if loads_privileged {
             let permitted = permitted | inheritable | caps::SYS_ADMIN;
@@ -262,9 +265,9 @@ fn files(stdio: Stdio) -> Result<Option<[OwnedFd; 3]>, Error> {
             stdout,
             stderr,
         } => Ok(Some([
-            out_of_the_way(stdin, 0)?,
-            out_of_the_way(stdout, 0)?,
-            out_of_the_way(stderr, 0)?,
+            out_of_the_way(stdin, &[])?,
+            out_of_the_way(stdout, &[])?,
+            out_of_the_way(stderr, &[])?,
         ])),
         Stdio::Null => {
             let failed = |e| Error::step("open", "/dev/null", e);
@@ -281,9 +284,9 @@ fn files(stdio: Stdio) -> Result<Option<[OwnedFd; 3]>, Error> {
             };
             let (stdin, stdout) = (copy()?, copy()?);
             Ok(Some([
-                out_of_the_way(stdin, 0)?,
-                out_of_the_way(stdout, 0)?,
-                out_of_the_way(null, 0)?,
+                out_of_the_way(stdin, &[])?,
+                out_of_the_way(stdout, &[])?,
+                out_of_the_way(null, &[])?,
             ]))
         }
     }

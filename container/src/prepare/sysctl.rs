@@ -5,7 +5,7 @@ use super::layout::Layout;
 use crate::error::Error;
 use crate::namespaces::Namespaces;
 use crate::plan::{Operation as O, Place, Slot};
-use crate::spec::{Linux, NamespaceKind};
+use crate::spec::{Linux, NamespaceKind, Spec};
 
 const IPC: [&str; 8] = [
     "kernel.msgmax",
@@ -20,6 +20,7 @@ const IPC: [&str; 8] = [
 
 /// Sets all of them.
 pub fn set(
+    spec: &Spec,
     linux: &Linux,
     namespaces: &Namespaces,
     layout: &Layout,
@@ -40,6 +41,17 @@ pub fn set(
                 "without a {} namespace it would be the host's",
                 namespace.name()
             );
+            return Err(Error::invalid(field, problem));
+        }
+        let other = match name.replace('/', ".").as_str() {
+            "kernel.hostname" => Some("hostname"),
+            "kernel.domainname" if spec.domainname.as_ref().is_some_and(|d| d != value) => {
+                Some("domainname")
+            }
+            _ => None,
+        };
+        if let Some(other) = other {
+            let problem = format!("the member {other:?} is for that");
             return Err(Error::invalid(field, problem));
         }
         if !layout.proc {

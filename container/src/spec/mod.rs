@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 pub use hooks::{Hook, Hooks};
 pub use linux::{
     BlockIo, BlockIoDevice, Cpu, Device, DeviceKind, DeviceRule, HugepageLimit, IdMapping,
-    InterfacePriority, Linux, LinuxPids, Memory, Namespace, NamespaceKind, Network, Personality,
-    Rdma, Resources, Seccomp, SeccompAction, SeccompArgument, SeccompOperator, SeccompRule,
-    Throttle, TimeOffset,
+    InterfacePriority, Linux, LinuxPids, Memory, MemoryPolicy, Namespace, NamespaceKind, NetDevice,
+    Network, Personality, Rdma, Resources, Seccomp, SeccompAction, SeccompArgument,
+    SeccompOperator, SeccompRule, Throttle, TimeOffset,
 };
-pub use process::{Capabilities, ConsoleSize, Process, Rlimit, User};
+pub use process::{Capabilities, ConsoleSize, CpuAffinity, Process, Rlimit, User};
 pub use scheduling::{IoPriority, Scheduler};
 
 /// The version of the specification that is followed here.

@@ -42,12 +42,27 @@ pub struct Process {
     /// How it is given disks, likewise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub io_priority: Option<IoPriority>,
+    /// On which processors programs are executed in a running container.
+    #[serde(rename = "execCPUAffinity", skip_serializing_if = "Option::is_none")]
+    pub exec_cpu_affinity: Option<CpuAffinity>,
     /// Refused unless empty: kernels of ours have no AppArmor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apparmor_profile: Option<String>,
     /// Refused unless empty: kernels of ours have no SELinux.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selinux_label: Option<String>,
+}
+
+/// Processors that a program is executed on, `0-3,8`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CpuAffinity {
+    /// Before it is in its control group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial: Option<String>,
+    /// From then on.
+    #[serde(rename = "final", skip_serializing_if = "Option::is_none")]
+    pub at_last: Option<String>,
 }
 
 /// A terminal's size in characters.

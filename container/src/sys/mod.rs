@@ -254,8 +254,13 @@ pub fn move_to(from: BorrowedFd<'_>, to: RawFd) -> Result<BorrowedFd<'static>, E
 
 /// Closes every descriptor from `first` on. For a child, as above.
 pub fn close_from(first: RawFd) -> Result<(), Errno> {
+    close_range(first, RawFd::MAX)
+}
+
+/// Closes every descriptor from `first` to `last`. For a child, as above.
+pub fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
     // SAFETY: takes no pointer. What is closed is not used again in this child, and no owner is dropped in it.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
 /// A descriptor that stays open as long as the process: closing costs a call, and execve(2) closes it for nothing.
@@ -421,6 +426,28 @@ pub fn set_io_priority(value: u16) -> Result<(), Errno> {
     // SAFETY: all arguments are integers.
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, kind, number, c_int::from(value)) })
         .map(drop)
+}
+
+/// For this process, what it forks and what that executes: which nodes' memory they are given, bit n for node n.
+pub fn set_memory_policy(mode: c_int, nodes: &[u64; 16]) -> Result<(), Errno> {
+    let mask = match nodes.iter().any(|&word| word != 0) {
+        true => nodes.as_ptr(),
+        false => ptr::null(),
+    };
+    let bits = if mask.is_null() {
+        0
+    } else {
+        8 * size_of_val(nodes)
+    };
+    // SAFETY: the mask has as many bits as told, lives through the call and is not written to; there may be none.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) }).map(drop)
+}
+
+/// For this process and what it forks: on which processors they run, bit n for processor n.
+pub fn set_affinity(processors: &[u64; 16]) -> Result<(), Errno> {
+    let (size, mask) = (size_of_val(processors), processors.as_ptr());
+    // SAFETY: the mask is as long as told, lives through the call and is not written to.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size, mask) }).map(drop)
 }
 
 /// For this process, what it forks and what that executes.

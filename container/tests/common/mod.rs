@@ -133,7 +133,7 @@ pub fn create(spec: &Spec, rootfs: Rootfs) -> Result<(Container, Pipes), Error> 
         init: false,
         bundle: None,
         gate: None,
-        preserved: 0,
+        preserved: Vec::new(),
     };
     Ok((Container::create(create)?, pipes))
 }

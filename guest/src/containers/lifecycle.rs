@@ -59,7 +59,7 @@ impl Guest {
             init: wanted.init,
             bundle: None,
             gate: None,
-            preserved: 0,
+            preserved: Vec::new(),
         };
         let volumes = Mounted::mount(&wanted.volumes)?;
         let mut container = Container::create(create).map_err(|e| refusal(&e))?;
