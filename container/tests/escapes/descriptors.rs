@@ -119,7 +119,7 @@ fn init_when_looked_into_from_its_first_moment_then_it_shows_nothing() {
             init: true,
             bundle: None,
             gate: None,
-            preserved: 0,
+            preserved: Vec::new(),
         })
         .unwrap();
         container.start().unwrap();
@@ -146,7 +146,7 @@ fn program_when_executed_or_with_an_init_then_it_has_three_descriptors() {
             init,
             bundle: None,
             gate: None,
-            preserved: 0,
+            preserved: Vec::new(),
         })
         .unwrap();
         container.start().unwrap();

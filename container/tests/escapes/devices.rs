@@ -27,7 +27,7 @@ fn in_group(name: &str, rules: bool, command: &str) -> Output {
         init: false,
         bundle: None,
         gate: None,
-        preserved: 0,
+        preserved: Vec::new(),
     })
     .unwrap();
     container.start().unwrap();

@@ -236,7 +236,7 @@ fn runtime_when_traced_or_signalled_from_inside_then_it_is_not_there() {
             init,
             bundle: None,
             gate: None,
-            preserved: 0,
+            preserved: Vec::new(),
         })
         .unwrap();
         container.start().unwrap();

@@ -60,7 +60,7 @@ fn be_the_runtime(root: &Path) {
         init: false,
         bundle: None,
         gate: None,
-        preserved: 0,
+        preserved: Vec::new(),
     };
     let mut container = Container::create(create).unwrap();
     container.start().unwrap();
