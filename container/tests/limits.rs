@@ -6,9 +6,11 @@
 
 mod common;
 
+use std::fs;
 use std::os::fd::AsFd;
+use std::path::Path;
 
-use bulkhead_container::spec::{Cpu, LinuxPids, Memory, Resources, Spec};
+use bulkhead_container::spec::{Cpu, HugepageLimit, LinuxPids, Memory, Resources, Spec};
 use bulkhead_container::{Container, Create, Pipes, Stdio};
 use common::*;
 use rustix::event::{PollFd, Timespec, poll};
@@ -210,9 +212,9 @@ fn processes_when_they_fork_without_end_then_all_end_at_once() {
         pids: Some(LinuxPids { limit: 60 }),
         ..Resources::default()
     };
-    let mut spec = spec("while :; do sh -c 'while :; do sleep 1000 & done' & done 2>/dev/null");
+    let mut spec = spec("for i in 1 2 3 4; do while :; do (:); done & done; cat");
     let (mut container, pipes) = start(&group, &mut spec, resources, root.path());
-    wait_for(|| container.processes().unwrap().len() >= 30);
+    wait_for(|| container.processes().unwrap().len() >= 6);
     container.kill_all(9).unwrap();
     assert_eq!(wait(container.pid()).signal, Some(9));
     wait_for(|| container.processes().unwrap().is_empty());
@@ -237,4 +239,46 @@ fn processors_when_listed_then_it_has_no_others() {
     let output = finish(container.pid(), pipes);
     container.delete().unwrap();
     assert_eq!(output.stdout, "Cpus_allowed_list:\t0\n", "{output:?}");
+}
+
+#[test]
+fn huge_pages_when_limited_then_where_they_are_counted_or_refused() {
+    let (root, group) = (rootfs(), Group::new("huge"));
+    let limit = HugepageLimit {
+        page_size: "2MB".into(),
+        limit: 4 << 20,
+    };
+    let mut spec = spec("true");
+    spec.linux.as_mut().unwrap().resources = Some(Resources {
+        hugepage_limits: vec![limit],
+        ..Resources::default()
+    });
+    // On a hybrid host that may be in the hierarchy of version 2, with the others in those of version 1.
+    let (stdio, _pipes) = Stdio::pipes().unwrap();
+    let created = Container::create(Create {
+        id: "test",
+        spec: &spec,
+        rootfs: overlay(root.path()),
+        cgroup: Some(group.location()),
+        stdio,
+        init: false,
+        bundle: None,
+        gate: None,
+        preserved: 0,
+    });
+    match created {
+        Ok(mut container) => {
+            let location = container.control_group().unwrap().location();
+            let read = |directory: &Path, file: &str| fs::read_to_string(directory.join(file)).ok();
+            let limits = location.directories().into_iter().filter_map(|directory| {
+                let v1 = read(directory, "hugetlb.2MB.limit_in_bytes");
+                v1.or_else(|| read(directory, "hugetlb.2MB.max"))
+            });
+            assert_eq!(limits.collect::<Vec<_>>(), ["4194304\n"]);
+            container.delete().unwrap();
+            wait(container.pid());
+        }
+        Err(error) => assert!(error.to_string().contains("hugetlb"), "{error}"),
+    }
+    assert!(!group.exists());
 }

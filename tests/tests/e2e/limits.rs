@@ -9,7 +9,8 @@ use bulkhead_tests::vm::Setup;
 use serde_json::json;
 
 /// The tests in `container/tests/limits.rs`.
-const TESTS: [&str; 7] = [
+const TESTS: [&str; 8] = [
+    "huge_pages_when_limited_then_where_they_are_counted_or_refused",
     "limits_when_changed_up_and_down_then_the_last_ones_hold",
     "memory_when_it_runs_out_then_whoever_watches_is_told",
     "memory_when_used_up_then_killed_and_said",
