@@ -264,7 +264,7 @@ fn huge_pages_when_limited_then_where_they_are_counted_or_refused() {
         init: false,
         bundle: None,
         gate: None,
-        preserved: 0,
+        preserved: Vec::new(),
     });
     match created {
         Ok(mut container) => {
