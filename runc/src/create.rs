@@ -24,6 +24,7 @@ struct Wanted<'a> {
     arguments: &'a Arguments,
     place: Place,
     source: Source,
+    descriptors: Descriptors,
     /// The program is joined with this process's terminal.
     joins_terminal: bool,
 }
@@ -89,6 +90,8 @@ impl<'a> Wanted<'a> {
         id: &str,
         in_foreground: bool,
     ) -> Outcome<Wanted<'a>> {
+        // Nothing else is open yet.
+        let descriptors = Descriptors::read(arguments)?;
         let place = Place::new(&globals.root, id)?;
         let bundle = Path::new(arguments.value("bundle").unwrap_or("."));
         let source = Source::read(bundle, arguments.value("config").map(Path::new))?;
@@ -112,6 +115,7 @@ impl<'a> Wanted<'a> {
             arguments,
             place,
             source,
+            descriptors,
             joins_terminal: wants_terminal && !has_socket,
         })
     }
@@ -133,10 +137,9 @@ impl<'a> Wanted<'a> {
         apart: bool,
     ) -> Outcome<(Container, Option<OwnedFd>)> {
         let Source { spec, rootfs, .. } = &self.source;
-        let descriptors = Descriptors::read(self.arguments)?;
         let mut spec = spec.clone();
         if let Some(process) = &mut spec.process {
-            descriptors.tell(process);
+            self.descriptors.tell(process);
         }
         let create = Create {
             id: &self.place.id,
@@ -150,7 +153,7 @@ impl<'a> Wanted<'a> {
                 warn,
             }),
             gate: apart.then(|| self.place.gate()),
-            preserved: descriptors.numbers.clone(),
+            preserved: self.descriptors.numbers.clone(),
         };
         let mut container = Container::create(create)?;
         let kept = self.keep(&mut container);

@@ -17,6 +17,8 @@ use crate::place::{Place, Status};
 use crate::terminal;
 
 pub fn exec(globals: &Globals, arguments: &Arguments, id: &str) -> Outcome<u8> {
+    // Nothing else is open yet.
+    let descriptors = Descriptors::read(arguments)?;
     let place = Place::new(&globals.root, id)?;
     let kept = place.whole()?;
     let (opened, spec) = place.open(&kept, true)?;
@@ -35,7 +37,6 @@ pub fn exec(globals: &Globals, arguments: &Arguments, id: &str) -> Outcome<u8> {
         }
     };
     let mut process = process(arguments, spec.process)?;
-    let descriptors = Descriptors::read(arguments)?;
     descriptors.tell(&mut process);
     let socket = arguments.value("console-socket").map(Path::new);
     let detach = arguments.has("detach");
@@ -59,14 +60,10 @@ pub fn exec(globals: &Globals, arguments: &Arguments, id: &str) -> Outcome<u8> {
         false => Some(Foreground::prepare()?),
     };
     let stdio = stdio(Some(&process));
-    let group = arguments.value("cgroup").map(|path| {
-        // As others have it, a controller's name may come first.
-        let path = path.split_once(':').map_or(path, |(_, path)| path);
-        Path::new(path)
-    });
+    let group = arguments.value("cgroup").map(group).transpose()?;
     let options = ExecOptions {
         preserved: &descriptors.numbers,
-        group,
+        group: group.filter(|path| *path != Path::new("/")),
         even_paused: arguments.has("ignore-paused"),
     };
     let executed = container.exec_with(&process, stdio, &options);
@@ -92,6 +89,19 @@ pub fn exec(globals: &Globals, arguments: &Arguments, id: &str) -> Outcome<u8> {
             foreground.stay(executed.pidfd(), master, kill)
         }
     }
+}
+
+/// A control group below the container's own; `/` is that.
+fn group(path: &str) -> Result<&Path, String> {
+    if path.contains(':') {
+        return Err(format!(
+            "--cgroup {path}: it is the same for all controllers here"
+        ));
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err(format!("--cgroup {path}: `..` components are not allowed"));
+    }
+    Ok(Path::new(path))
 }
 
 /// A list like `0-3,8` as a mask of the first 64.

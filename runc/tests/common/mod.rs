@@ -45,14 +45,18 @@ impl Runtime {
         fs::write(self.bundle().join("config.json"), config.to_string()).unwrap();
     }
 
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-runc"));
+        command.arg("--root").arg(self.root.path()).args(arguments);
+        command.current_dir(self.bundle());
+        command
+    }
+
     pub fn run(&self, arguments: &[&str]) -> Output {
         // Files, since the container keeps what `create` has open: the end of a pipe would come with its own.
         let [stdout, stderr] = [(); 2].map(|()| tempfile::tempfile().unwrap());
-        let status = Command::new(env!("CARGO_BIN_EXE_bulkhead-runc"))
-            .arg("--root")
-            .arg(self.root.path())
-            .args(arguments)
-            .current_dir(self.bundle())
+        let status = self
+            .command(arguments)
             .stdout(stdout.try_clone().unwrap())
             .stderr(stderr.try_clone().unwrap())
             .status()
