@@ -36,7 +36,7 @@ E2E     := $(STATIC) --profile e2e --package bulkhead-tests
 JOBS    ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build kernel install demo test test-unit test-kvm test-faithful figures volume-figures bench fuzz lint clean
+.PHONY: help setup build kernel install demo test test-unit test-kvm test-faithful figures volume-figures host-figures bench fuzz lint clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -94,6 +94,9 @@ figures: build kernel ## Measure boot times and memory, in both lanes
 
 volume-figures: build kernel ## Measure folders of the host in containers: a file server against copies
 	@scripts/volume-figures
+
+host-figures: build ## Measure containers on the host against crun's, in turn
+	@scripts/host-figures
 
 bench: setup ## Measure the parts: block requests on a queue in memory
 	$(CARGO) bench --locked --workspace --benches $(ARGS)

@@ -17,7 +17,11 @@ use std::process::ExitCode;
 
 use bulkhead_engine::volumes::staging;
 use bulkhead_engine::{Engine, monitor};
+use bulkhead_heap::Heap;
 use clap::{CommandFactory, Parser, Subcommand};
+
+#[global_allocator]
+static HEAP: Heap = Heap::new();
 
 /// Exit code when Bulkhead itself failed, as Docker's.
 const FAILED: u8 = 125;

@@ -25,6 +25,9 @@ pub struct Create<'a> {
     pub stdio: Stdio,
     /// Process 1 is a small reaper of ours, and the program its child.
     pub init: bool,
+    /// The first process is killed when the thread ends that creates the container, and all others with it: for who is not
+    /// there for good.
+    pub dies_with_parent: bool,
     /// Where the configuration came from. None: one with hooks is refused.
     pub bundle: Option<Bundle>,
     /// The path of a socket to make, at which the first process can be started when this process is gone
@@ -60,6 +63,9 @@ pub enum Rootfs {
         upper: Upper,
         /// What is written before the program is there, and whether or not it may write.
         files: Vec<NewFile>,
+        /// Whether device files in it can be used. Where the machine is not the container's own, those of a hostile image
+        /// would be the host's disks.
+        devices: bool,
     },
 }
 

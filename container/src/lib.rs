@@ -9,6 +9,7 @@
 
 #![deny(unsafe_code)]
 
+mod apart;
 pub mod capabilities;
 pub mod cgroup;
 mod child;
@@ -21,6 +22,7 @@ mod fork;
 mod gate;
 mod hooks;
 pub mod known;
+mod loop_device;
 mod namespaces;
 mod open;
 mod plan;
@@ -36,11 +38,13 @@ mod sys;
 mod tree;
 mod users;
 
+pub use apart::fork_apart;
 pub use cgroup::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
 pub use container::Container;
 pub use create::{Bundle, Create, Lower, NewFile, Pipes, Rootfs, Stdio, TerminalSize, Upper};
 pub use error::Error;
 pub use exec::{Exec, ExecOptions};
+pub use loop_device::LoopDevice;
 pub use open::{Known, Opened, Record, Remains};
 pub use state::{State, Status};
 pub use status::Exit;

@@ -211,6 +211,8 @@ pub enum Operation {
     },
     /// Becomes user and group 0 of its new user namespace.
     BecomeRoot,
+    /// Brings the loopback interface of its new network namespace up.
+    Loopback,
     /// A file of the host's /proc, before that is left behind.
     Write {
         path: CString,
@@ -240,6 +242,7 @@ pub enum Operation {
         flags: MountFlags,
         /// The overlay's options.
         layers: CString,
+        devices: bool,
     },
     /// The current directory becomes the root of this process, and what was the root can still be gone back to.
     ChangeRoot,
@@ -368,6 +371,8 @@ pub enum Operation {
     BecomeUser {
         keep_capabilities: bool,
     },
+    /// Is killed when the thread ends that forked it.
+    DieWithParent,
     /// Tells the parent that all is ready, with the terminal if there is one, and waits for the start if there is a gate.
     Ready {
         gate: bool,
@@ -394,6 +399,7 @@ impl Operation {
             O::Join { name, .. } => ("join namespace", name.clone()),
             O::Unshare { name, .. } => ("make a namespace for", (*name).into()),
             O::BecomeRoot => ("become user 0 of", "the user namespace".into()),
+            O::Loopback => ("bring up", "the loopback interface".into()),
             O::Write { path: p, .. } => ("write", path(p)),
             O::PrivateMounts => ("make private", "the mounts of the new namespace".into()),
             O::EnterTree { name, .. } => ("mount the root filesystem from", name.clone()),
@@ -453,6 +459,7 @@ impl Operation {
             O::FindProgram => ("find", "the program".into()),
             O::BoundingSet { .. } => ("limit", "the bounding set of capabilities".into()),
             O::BecomeUser { .. } => ("become", "the user of the program".into()),
+            O::DieWithParent => ("tie the process to", "the runtime".into()),
             O::Ready { .. } => ("report to", "the parent".into()),
             O::NoNewPrivileges => ("set", "no_new_privs".into()),
             O::Seccomp { .. } => ("load", "the seccomp filter".into()),

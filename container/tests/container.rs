@@ -214,6 +214,7 @@ fn image_when_erofs_then_changes_go_to_the_upper_layer_and_stay() {
         lower: Lower::ErofsFile(image.path().into()),
         upper: Upper::Directory(upper.path().into()),
         files: Vec::new(),
+        devices: true,
     };
     succeed(&spec("echo hi > /tmp/file; rm /etc/group"), rootfs());
     let text = succeed(&spec("cat /tmp/file; ls /etc; stat -c %a /"), rootfs());

@@ -304,6 +304,7 @@ fn group_when_delegated_then_the_container_is_in_it(root: &Path) {
         cgroup: Some(location.clone()),
         stdio,
         init: false,
+        dies_with_parent: false,
         bundle: None,
         gate: None,
         preserved: Vec::new(),

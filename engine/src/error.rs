@@ -15,6 +15,9 @@ pub enum Error {
     /// Something about images.
     #[error(transparent)]
     Image(#[from] bulkhead_image::Error),
+    /// Something about a container on the host.
+    #[error(transparent)]
+    Container(#[from] bulkhead_container::Error),
     /// Something that the host did not let us do.
     #[error("cannot {what}: {source}")]
     Host {

@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod artifacts;
+mod cgroup;
 mod engine;
 mod error;
 mod ext4;

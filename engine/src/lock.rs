@@ -40,12 +40,17 @@ pub fn wait(path: &Path) -> io::Result<File> {
 
 /// Takes the lock at `path` if it is free. `None` if it is not, or if there is no such file.
 pub fn try_take(path: &Path) -> io::Result<Option<File>> {
+    try_take_by(path, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// Takes the lock at `path`, for oneself or together with others, if that can be done at once.
+pub fn try_take_by(path: &Path, how: FlockOperation) -> io::Result<Option<File>> {
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    match flock(&file, how) {
         Ok(()) if is_at(&file, path)? => Ok(Some(file)),
         Ok(()) | Err(Errno::WOULDBLOCK) => Ok(None),
         Err(e) => Err(e.into()),

@@ -47,7 +47,7 @@ pub fn run_as_init(init_start_ns: u64) -> ! {
     };
     let served = Guest::new(timings, Containers::of_a_guest())
         .and_then(|guest| Server::new(listener, guest))
-        .and_then(|mut server| serve(&mut server));
+        .and_then(|mut server| serve(&mut server, &Signals::new()?));
     if let Err(e) = served {
         // Without its loop the guest is of no use to anybody, and nobody could even stop it.
         kmsg::error(format_args!("cannot go on: {e}"));
@@ -57,9 +57,8 @@ pub fn run_as_init(init_start_ns: u64) -> ! {
 }
 
 /// Serves until the guest is to stop and every other process has ended.
-fn serve(server: &mut Server) -> io::Result<()> {
-    let signals = Signals::new()?;
-    server.watch_signals(&signals)?;
+pub fn serve(server: &mut Server, signals: &Signals) -> io::Result<()> {
+    server.watch_signals(signals)?;
     let mut stopping: Option<Stopping> = None;
     loop {
         let deadline = stopping.as_ref().map(|s| s.deadline);
@@ -145,6 +144,6 @@ pub fn run_for_tests(path: &str, init_start_ns: u64) -> io::Result<()> {
     };
     let guest = Guest::new(timings, Containers::without_limits())?;
     let mut server = Server::new(Some(listener.into()), guest)?;
-    serve(&mut server)?;
+    serve(&mut server, &Signals::new()?)?;
     std::fs::remove_file(path)
 }

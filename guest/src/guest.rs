@@ -21,6 +21,9 @@ pub struct Guest {
     /// How the guest booted.
     pub timings: BootTimings,
     shutdown: Option<Shutdown>,
+    /// Whether the machine is the containers' own: its clock, its network and its random numbers are for
+    /// clients to set.
+    pub owns_machine: bool,
     /// The containers and what was executed in them.
     pub containers: Containers,
     /// The streams' ends of what runs in containers.
@@ -44,6 +47,7 @@ impl Guest {
             poll: Poll::new()?,
             timings,
             shutdown: None,
+            owns_machine: true,
             containers,
             programs: Slab::new(),
             streams: Slab::new(),

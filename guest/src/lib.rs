@@ -8,7 +8,7 @@
 //! - [`guest`] is what there is between two events: [`containers`], and the [`streams`] of what runs in
 //!   them; [`files`] go in and out in threads of their own;
 //! - [`mounts`] and [`net`] set the guest up, [`reaper`] and [`signals`] are PID 1's duties;
-//! - [`agent`] is the loop, [`power`] the end of it.
+//! - [`agent`] is the loop, [`power`] the end of it; [`host`] is the agent where there is no guest.
 
 pub mod agent;
 pub mod api;
@@ -18,6 +18,7 @@ pub mod connection;
 pub mod containers;
 pub mod files;
 pub mod guest;
+pub mod host;
 pub mod http;
 pub mod info;
 pub mod kmsg;

@@ -15,7 +15,8 @@ pub enum Asked {
     Stop,
 }
 
-const WATCHED: [libc::c_int; 4] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPWR];
+/// What PID 1 watches for.
+const ALL: [libc::c_int; 4] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPWR];
 
 /// The descriptor signals are read from. They stay blocked for good: a program that is started
 /// from here must unblock them before it is executed.
@@ -27,10 +28,20 @@ impl Signals {
     /// Blocks the signals and opens the descriptor. What was raised before is kept for it only if
     /// it was pending; children that ended earlier are found by the first reaping.
     pub fn new() -> io::Result<Self> {
+        Self::of(&ALL)
+    }
+
+    /// Only that children have ended: other signals are for other threads of the process, all of which
+    /// have this one blocked.
+    pub fn of_children() -> io::Result<Self> {
+        Self::of(&[libc::SIGCHLD])
+    }
+
+    fn of(signals: &[libc::c_int]) -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigemptyset makes a set of the memory, before anything reads it.
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        for signal in WATCHED {
+        for &signal in signals {
             // SAFETY: the set was initialised above and the signal is a valid one.
             unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
         }

@@ -61,6 +61,8 @@ pub enum Lower {
     Serial(String),
     /// A folder of the agent's own file system. For agents that run on a host.
     Directory(String),
+    /// A file with an EROFS in the agent's own file system. For agents that run on a host.
+    File(String),
 }
 
 /// The upper layer of a [`Rootfs`].
@@ -78,6 +80,8 @@ pub enum Upper {
         /// The device's serial.
         serial: String,
     },
+    /// A file with an ext4 in the agent's own file system. For agents that run on a host.
+    File(String),
 }
 
 impl Default for Upper {

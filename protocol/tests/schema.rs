@@ -227,8 +227,10 @@ fn container_documents() -> Vec<(&'static str, Value)> {
         ("Volume", volume(VolumeSource::Ext4("data".into()))),
         ("Lower", json(&rootfs.lower)),
         ("Lower", json(Lower::Directory("/x".into()))),
+        ("Lower", json(Lower::File("/x.erofs".into()))),
         ("Upper", json(&rootfs.upper)),
         ("Upper", json(disk)),
+        ("Upper", json(Upper::File("/x.ext4".into()))),
         ("Rootfs", json(rootfs)),
         ("TerminalSize", json(terminal)),
         (

@@ -148,6 +148,7 @@ impl<'a> Wanted<'a> {
             cgroup: cgroup::of(globals, &spec, &self.place.id)?,
             stdio: stdio(spec.process.as_ref()),
             init: false,
+            dies_with_parent: false,
             bundle: Some(Bundle {
                 path: self.source.bundle.clone(),
                 warn,

@@ -69,15 +69,16 @@ pub enum Victim {
 }
 
 impl Victim {
-    /// What the process with this command line is.
-    fn of(cmdline: &[u8]) -> Self {
+    /// What the process with this command line, and this name, is. A monitor on the host was forked from the
+    /// command and has its line, but a name of its own.
+    fn of(cmdline: &[u8], comm: &str) -> Self {
         let mut words = cmdline.split(|&byte| byte == 0);
         let program = words.next().unwrap_or_default();
         if program.ends_with(b"/bulkhead-vmm") {
             Victim::Machine
         } else if program.ends_with(b"/virtiofsd") {
             Victim::Files
-        } else if words.any(|word| word == b"monitor") {
+        } else if words.any(|word| word == b"monitor") || comm == "monitor" {
             Victim::Monitor
         } else {
             Victim::Command
@@ -87,8 +88,10 @@ impl Victim {
     /// Kills one of these. `false` if there is none.
     fn kill_one_of(self, home: &Home) -> bool {
         let pid = home.processes().into_iter().find(|pid| {
-            fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|cmdline| !cmdline.is_empty() && Victim::of(&cmdline) == self)
+            let read = |file| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let (cmdline, comm) = (read("cmdline"), read("comm"));
+            let comm = String::from_utf8_lossy(&comm);
+            !cmdline.is_empty() && Victim::of(&cmdline, comm.trim_end()) == self
         });
         let pid = pid
             .and_then(|pid| i32::try_from(pid).ok())
@@ -229,16 +232,18 @@ mod tests {
     #[test]
     fn victim_when_seen_by_its_command_line_is_told_from_the_others() {
         assert_eq!(
-            Victim::of(b"/x/bulkhead-vmm\0--config\0-\0"),
+            Victim::of(b"/x/bulkhead-vmm\0--config\0-\0", "bulkhead-vmm"),
             Victim::Machine
         );
         assert_eq!(
-            Victim::of(b"/usr/libexec/virtiofsd\0--fd=3\0"),
+            Victim::of(b"/usr/libexec/virtiofsd\0--fd=3\0", "virtiofsd"),
             Victim::Files
         );
         let monitor = b"/proc/self/exe\0--root\0/r\0monitor\0abc\0";
-        assert_eq!(Victim::of(monitor), Victim::Monitor);
-        assert_eq!(Victim::of(b"/x/bulkhead\0run\0"), Victim::Command);
+        assert_eq!(Victim::of(monitor, "exe"), Victim::Monitor);
+        let run = b"/x/bulkhead\0run\0";
+        assert_eq!(Victim::of(run, "bulkhead"), Victim::Command);
+        assert_eq!(Victim::of(run, "monitor"), Victim::Monitor);
     }
 
     #[test]

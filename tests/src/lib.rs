@@ -18,5 +18,6 @@ pub mod lines;
 pub mod net;
 pub mod process;
 pub mod terminal;
+pub mod traces;
 pub mod vm;
 pub mod vsock;

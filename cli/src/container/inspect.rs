@@ -1,6 +1,6 @@
 //! `inspect`.
 
-use bulkhead_engine::record::{Status, Upper};
+use bulkhead_engine::record::{Isolation, Status, Upper};
 use bulkhead_engine::volumes::{Named, Source};
 use bulkhead_engine::{Engine, Entry, Error, Layout};
 use clap::Args;
@@ -58,6 +58,7 @@ fn describe(engine: &Engine, entry: &Entry) -> Value {
         quota.saturating_mul(1_000_000_000) / i64::try_from(period.max(1)).unwrap_or(1)
     });
     let is_up = state.status.is_up();
+    let is_vm = config.isolation == Isolation::Vm;
     let processes = files.read_processes().ok().filter(|_| is_up);
     let never = "0001-01-01T00:00:00Z".to_owned();
     let time = |time: Option<jiff::Timestamp>| time.map_or(never.clone(), |t| t.to_string());
@@ -110,19 +111,19 @@ fn describe(engine: &Engine, entry: &Entry) -> Value {
             "NanoCpus": nano_cpus.unwrap_or(0),
             "PidsLimit": resources.pids.map(|pids| pids.limit),
             "NetworkMode": "none",
-            "Isolation": "vm",
+            "Isolation": config.isolation.name(),
         },
         "Sandbox": {
-            "Cpus": config.machine.cpus,
-            "MemoryMiB": config.machine.memory_mib,
+            "Cpus": is_vm.then_some(config.machine.cpus),
+            "MemoryMiB": is_vm.then_some(config.machine.memory_mib),
             "Disk": config.disk,
             "StorageBytes": match config.upper {
                 Upper::Memory => None,
                 Upper::Disk { size_bytes } => Some(size_bytes),
             },
             "ApiSocket": is_up.then(|| files.api()),
-            "VsockSocket": is_up.then(|| files.vsock()),
-            "ControlSocket": is_up.then(|| files.control()),
+            "VsockSocket": (is_up && is_vm).then(|| files.vsock()),
+            "ControlSocket": (is_up && is_vm).then(|| files.control()),
         },
         "Mounts": mounts(entry, engine.layout()),
         "Spec": config.spec,

@@ -75,6 +75,7 @@ pub fn list(engine: &Engine, args: &PsArgs) -> Outcome {
             ("COMMAND", "Command"),
             ("CREATED", "RunningFor"),
             ("STATUS", "Status"),
+            ("ISOLATION", "Isolation"),
             ("PORTS", "Ports"),
             ("NAMES", "Names"),
         ];
@@ -99,6 +100,7 @@ fn row(entry: &Entry, no_trunc: bool) -> Value {
         "RunningFor": time::ago(config.created),
         "Status": status(entry),
         "State": state.status.name(),
+        "Isolation": config.isolation.name(),
         "Ports": "",
         "Names": config.name,
         "Labels": labels.join(","),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_container::seccomp::Profile;
 use bulkhead_container::spec::{Mount, Rlimit};
-use bulkhead_engine::record::Upper;
+use bulkhead_engine::record::{Isolation, Upper};
 use bulkhead_engine::spec::{Options, SystemCalls};
 use bulkhead_engine::volumes::VolumeMount;
 use bulkhead_image::manifest::Platform;
@@ -101,8 +101,8 @@ pub struct ContainerArgs {
     #[arg(long, visible_alias = "net", value_name = "NETWORK", value_parser = ["none"], default_value = "none")]
     network: String,
     /// The wall around the container
-    #[arg(long, value_enum, default_value_t = Isolation::Vm)]
-    isolation: Isolation,
+    #[arg(long, value_enum, default_value_t = Wall::Vm)]
+    isolation: Wall,
     /// When to pull the image
     #[arg(long, value_enum, default_value_t = Policy::Missing)]
     pub pull: Policy,
@@ -125,17 +125,25 @@ pub struct ContainerArgs {
 
 /// The wall around a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Isolation {
+enum Wall {
     /// A microVM of its own
     Vm,
-    /// The host's kernel; comes with a later version
+    /// Namespaces and control groups, on the host's kernel
     Container,
 }
 
 impl ContainerArgs {
+    /// The wall around it.
+    pub fn isolation(&self) -> Isolation {
+        match self.isolation {
+            Wall::Vm => Isolation::Vm,
+            Wall::Container => Isolation::Container,
+        }
+    }
+
     /// What the engine is asked for.
     pub fn to_options(&self) -> Result<Options, String> {
-        self.refuse_what_is_to_come()?;
+        self.refuse_what_is_too_little()?;
         let mut no_new_privileges = false;
         let mut system_calls = SystemCalls::default();
         for option in &self.security_opt {
@@ -178,6 +186,7 @@ impl ContainerArgs {
             cpus: self.cpus,
             memory: self.memory,
             pids_limit: self.pids_limit,
+            isolation: self.isolation(),
         })
     }
 
@@ -248,12 +257,7 @@ impl ContainerArgs {
         }
     }
 
-    fn refuse_what_is_to_come(&self) -> Result<(), String> {
-        if self.isolation == Isolation::Container {
-            return Err(
-                "--isolation container comes with a later version: leave it out".to_owned(),
-            );
-        }
+    fn refuse_what_is_too_little(&self) -> Result<(), String> {
         const LEAST_MEMORY: u64 = 6 << 20;
         const LEAST_STORAGE: u64 = 1 << 20;
         if self.memory.is_some_and(|memory| memory < LEAST_MEMORY) {

@@ -100,6 +100,7 @@ fn make(
             manifest: image.manifest.digest.to_string(),
         },
         disk,
+        isolation: args.isolation(),
         upper: args.upper(),
         volumes: args.volumes()?,
         machine: Machine::for_limits(cpus, memory),

@@ -93,6 +93,7 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         } => process::join(namespace, *flags),
         O::Unshare { flags, .. } => sys::unshare(*flags),
         O::BecomeRoot => process::become_root(),
+        O::Loopback => process::bring_loopback_up(),
         O::Write {
             path,
             data,
@@ -114,7 +115,8 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
             kind,
             flags,
             layers,
-        } => root::overlay(source, kind, *flags, layers),
+            devices,
+        } => root::overlay(source, kind, *flags, layers, *devices),
         O::ChangeRoot => root::change_root(state),
         O::AwaitHooks => channel::await_hooks(state.channel()?),
         O::ChangeRootBack => root::change_root_back(state),
@@ -178,6 +180,9 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         O::FindProgram => process::find_program(state.program),
         O::BoundingSet { dropped } => process::limit_bounding_set(*dropped),
         O::BecomeUser { keep_capabilities } => process::become_user(state, *keep_capabilities),
+        O::DieWithParent => {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        }
         O::Ready { gate } => process::report_ready(state, *gate),
         O::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
         O::Seccomp { program, flags } => sys::load_seccomp(program, *flags),

@@ -9,6 +9,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Gid, Uid, ioctl_tiocsctty, setsid};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -38,6 +39,20 @@ pub fn become_root() -> Result<(), Errno> {
     let (root, group) = (Uid::ROOT, Gid::ROOT);
     set_thread_res_gid(group, group, group)?;
     set_thread_res_uid(root, root, root)
+}
+
+/// Who makes the namespace need not have the right to change what is in it: then it stays as it is.
+pub fn bring_loopback_up() -> Result<(), Errno> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = match socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None) {
+        // A kernel without the protocol has no use for the interface.
+        Err(Errno::AFNOSUPPORT) => return Ok(()),
+        socket => socket?,
+    };
+    match sys::set_loopback_up(socket.as_fd()) {
+        Err(Errno::PERM) => Ok(()),
+        result => result,
+    }
 }
 
 /// Opens a terminal of the container's own devpts. What lies at its path the container may have put there: it is used

@@ -54,7 +54,13 @@ pub fn enter_mount(
     chdir(c"/proc")
 }
 
-pub fn overlay(source: &CStr, kind: &CStr, flags: MountFlags, layers: &CStr) -> Result<(), Errno> {
+pub fn overlay(
+    source: &CStr,
+    kind: &CStr,
+    flags: MountFlags,
+    layers: &CStr,
+    devices: bool,
+) -> Result<(), Errno> {
     let made = make_here(c"upper")?;
     make_here(c"work")?;
     make_here(c"lower")?;
@@ -75,13 +81,11 @@ pub fn overlay(source: &CStr, kind: &CStr, flags: MountFlags, layers: &CStr) -> 
             chownat(CWD, c"upper", Some(uid), Some(gid), AtFlags::empty())?;
         }
     }
-    mount2(
-        c"overlay",
-        c"lower",
-        c"overlay",
-        MountFlags::empty(),
-        Some(layers),
-    )?;
+    let flags = match devices {
+        true => MountFlags::empty(),
+        false => MountFlags::NODEV,
+    };
+    mount2(c"overlay", c"lower", c"overlay", flags, Some(layers))?;
     chdir(c"lower")
 }
 

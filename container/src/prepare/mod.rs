@@ -118,7 +118,7 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         unavailable.iter().for_each(bundle.warn);
     }
     let seccomp = linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    let tail = Tail::prepare(process, seccomp.clone(), available)?;
+    let mut tail = Tail::prepare(process, seccomp.clone(), available)?;
     tail.open_terminal(&stdio, true, &mut operations);
     sysctl::set(spec, linux, &namespaces, &layout, &mut operations)?;
     if let Some(name) = host_name("hostname", spec.hostname.as_deref(), &namespaces)? {
@@ -139,6 +139,7 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
     layout.finish(&mut operations);
     rootfs::finish(spec, linux, &mut operations)?;
     let may_trace = tail.may_trace();
+    tail.dies_with_parent = create.dies_with_parent;
     let gate = create.gate.as_deref().map(gate::listen).transpose()?;
     let mut preserved = std::mem::take(&mut create.preserved);
     preserved.retain(|&number| number > 2);
@@ -299,6 +300,9 @@ fn enter_namespaces(
             });
         }
     }
+    if namespaces.is_new(NamespaceKind::Network) {
+        operations.push(O::Loopback);
+    }
     if !linux.time_offsets.is_empty() {
         let line = |(clock, offset): (&String, &crate::spec::TimeOffset)| {
             format!("{clock} {} {}\n", offset.secs, offset.nanosecs)
@@ -402,6 +406,7 @@ mod tests {
             cgroup: None,
             stdio: Stdio::Null,
             init: false,
+            dies_with_parent: false,
             gate: None,
             preserved: Vec::new(),
             bundle: Some(Bundle {

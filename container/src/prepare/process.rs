@@ -35,6 +35,8 @@ pub(crate) struct Tail {
     limits: Vec<O>,
     umask: u32,
     cwd: Option<CString>,
+    /// See [`Create`](crate::Create::dies_with_parent).
+    pub dies_with_parent: bool,
 }
 
 /// How a plan ends.
@@ -97,6 +99,7 @@ impl Tail {
             cwd: (cwd != "/")
                 .then(|| c_string("process.cwd", &cwd))
                 .transpose()?,
+            dies_with_parent: false,
         })
     }
 
@@ -133,6 +136,7 @@ impl Tail {
             limits: Vec::new(),
             umask: 0o022,
             cwd: cwd.transpose()?,
+            dies_with_parent: false,
         })
     }
 
@@ -213,6 +217,10 @@ impl Tail {
         }
         if find_program {
             operations.push(O::FindProgram);
+        }
+        if self.dies_with_parent {
+            // Who changes its user is not tied any more. The gate does not open for who comes too late for this.
+            operations.push(O::DieWithParent);
         }
         if gate {
             operations.push(O::Ready { gate });

@@ -73,6 +73,7 @@ pub fn enter(rootfs: &Rootfs, spec: &Spec, way: Way, operations: &mut Vec<O>) ->
             lower,
             upper,
             files: new,
+            devices,
         } => {
             files.extend(new);
             let is_disk = !matches!(lower, Lower::Directory(_)) || matches!(upper, Upper::Disk(_));
@@ -81,7 +82,7 @@ pub fn enter(rootfs: &Rootfs, spec: &Spec, way: Way, operations: &mut Vec<O>) ->
                 return Err(Error::invalid("rootfs", problem));
             }
             operations.push(enter_upper(upper)?);
-            operations.push(overlay(lower, way)?);
+            operations.push(overlay(lower, way, *devices)?);
         }
     }
     operations.push(if later { O::ChangeRoot } else { O::Pivot });
@@ -124,7 +125,7 @@ fn enter_upper(upper: &Upper) -> Result<O, Error> {
     })
 }
 
-fn overlay(lower: &Lower, way: Way) -> Result<O, Error> {
+fn overlay(lower: &Lower, way: Way, devices: bool) -> Result<O, Error> {
     let (source, kind, flags) = match lower {
         Lower::BlockDevice(source) | Lower::ErofsFile(source) => {
             (source, c"erofs", MountFlags::RDONLY)
@@ -145,6 +146,7 @@ fn overlay(lower: &Lower, way: Way) -> Result<O, Error> {
         kind: kind.into(),
         flags,
         layers: layers.into(),
+        devices,
     })
 }
 

@@ -91,6 +91,14 @@ pub fn fork() -> Result<Option<Pid>, Errno> {
     Ok(i32::try_from(pid).ok().and_then(Pid::from_raw))
 }
 
+/// Forks a process that has no other threads, by the C library: the child may do all that its parent could. The child's
+/// number, or none in the child.
+pub fn fork_alone() -> Result<Option<Pid>, Errno> {
+    // SAFETY: there are no other threads, as the caller has seen to, so that no lock is held in the child by nobody.
+    let pid = check(unsafe { libc::fork() }.into())?;
+    Ok(i32::try_from(pid).ok().and_then(Pid::from_raw))
+}
+
 /// Arguments or an environment: strings, and the array of pointers to them that execve(2) wants.
 #[derive(Debug)]
 pub struct Strings {
@@ -386,6 +394,82 @@ pub fn raise_ambient(capability: u8) -> Result<(), Errno> {
             c_long::from(capability),
             0,
             0,
+        )
+    })
+    .map(drop)
+}
+
+/// Brings `lo` up in the network namespace of the socket, which is new. The kernel gives it its addresses itself.
+pub fn set_loopback_up(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: an `ifreq` is integers and arrays of them, and zeros are a value of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as c_char;
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads the structure, which is as the kernel has it and lives through the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_ioctl,
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS,
+            &raw const request,
+        )
+    })
+    .map(drop)
+}
+
+/// The number of a loop device that is nobody's, by `/dev/loop-control`. It may be somebody's by the time it is opened.
+pub fn free_loop_device(control: BorrowedFd<'_>) -> Result<u32, Errno> {
+    const LOOP_CTL_GET_FREE: c_int = 0x4c82;
+    // SAFETY: takes no further argument.
+    let number = check(unsafe {
+        libc::syscall(libc::SYS_ioctl, control.as_raw_fd(), LOOP_CTL_GET_FREE, 0)
+    })?;
+    u32::try_from(number).map_err(|_| Errno::RANGE)
+}
+
+/// Makes a loop device show a file, for as long as somebody has the device open or mounted.
+pub fn configure_loop_device(
+    device: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    read_only: bool,
+) -> Result<(), Errno> {
+    const LOOP_CONFIGURE: c_int = 0x4c0a;
+    const READ_ONLY: u32 = 1;
+    const AUTOCLEAR: u32 = 4;
+    // `struct loop_config`, with what is left out in zeros: the block size that the kernel thinks best.
+    #[repr(C)]
+    struct Config {
+        fd: u32,
+        block_size: u32,
+        // `struct loop_info64`
+        numbers: [u64; 5],
+        number: u32,
+        encryption: [u32; 2],
+        flags: u32,
+        names: [u8; 64 + 64 + 32],
+        init: [u64; 2],
+        reserved: [u64; 8],
+    }
+    let config = Config {
+        fd: file.as_raw_fd() as u32,
+        block_size: 0,
+        numbers: [0; 5],
+        number: 0,
+        encryption: [0; 2],
+        flags: AUTOCLEAR | if read_only { READ_ONLY } else { 0 },
+        names: [0; 160],
+        init: [0; 2],
+        reserved: [0; 8],
+    };
+    // SAFETY: the structure is as the kernel has it, lives through the call and is not written to.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_ioctl,
+            device.as_raw_fd(),
+            LOOP_CONFIGURE,
+            &raw const config,
         )
     })
     .map(drop)

@@ -106,6 +106,7 @@ pub fn overlay(root: &Path) -> Rootfs {
             size_bytes: Some(16 << 20),
         },
         files: Vec::new(),
+        devices: true,
     }
 }
 
@@ -131,6 +132,7 @@ pub fn create(spec: &Spec, rootfs: Rootfs) -> Result<(Container, Pipes), Error> 
         cgroup: None,
         stdio,
         init: false,
+        dies_with_parent: false,
         bundle: None,
         gate: None,
         preserved: Vec::new(),

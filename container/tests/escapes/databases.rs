@@ -142,6 +142,7 @@ fn new_file_when_the_image_has_something_hostile_there_then_it_is_replaced() {
                 path: "/etc/hosts".into(),
                 data: b"ours\n".to_vec(),
             }],
+            devices: true,
         };
         let read = spec("cat /etc/hosts; stat -c '%F %u %a' /etc/hosts");
         match run(&read, rootfs) {

@@ -161,6 +161,7 @@ fn names_when_swapped_while_containers_are_created_then_nothing_outside_is_touch
                     path: "/etc/hosts".into(),
                     data: b"made\n".to_vec(),
                 }],
+                devices: true,
             },
         };
         if let Ok(output) = run(&spec, rootfs) {

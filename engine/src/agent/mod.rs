@@ -43,7 +43,7 @@ impl Agent {
     }
 
     /// Makes a container, up to the execution of its program.
-    pub fn create(&self, container: &CreateContainer<&Spec>) -> Result<ContainerState, Error> {
+    pub fn create(&self, container: &CreateContainer<Spec>) -> Result<ContainerState, Error> {
         self.post(path::CONTAINERS, container)
     }
 
@@ -214,6 +214,14 @@ fn check(answer: Answer) -> Result<Vec<u8>, Error> {
         status: answer.status,
         message,
     })
+}
+
+/// What an agent in this process has refused, by the answer that it would have given.
+pub fn refused(status: u16, body: Vec<u8>) -> Error {
+    match check(Answer { status, body }) {
+        Err(e) => e,
+        Ok(_) => Error::Invalid(format!("the agent refuses with status {status}")),
+    }
 }
 
 /// A sentence as what follows a colon: the agent's begin with a capital letter.

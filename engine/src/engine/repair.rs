@@ -6,10 +6,11 @@ use std::io;
 use jiff::Timestamp;
 
 use super::{Engine, discard, list_folder};
+use crate::cgroup;
 use crate::error::{Error, cannot};
 use crate::layout::short;
 use crate::lock;
-use crate::record::{Files, Status};
+use crate::record::{Files, Isolation, Status};
 
 /// Exit code of a container whose monitor was killed, as nobody saw its end.
 const UNKNOWN: u8 = 255;
@@ -66,7 +67,7 @@ impl Engine {
         if !files.sandbox.exists() && state.status != Status::Running {
             return Ok(false);
         }
-        end_sandbox(&files);
+        end_sandbox(&files, config.isolation);
         if state.status == Status::Running {
             state.status = Status::Exited;
             state.finished = Some(Timestamp::now());
@@ -89,7 +90,8 @@ impl Engine {
             // A monitor that has removed its container is still ending the machine.
             let up = files.read_processes();
             if !up.is_ok_and(|processes| processes.monitor.open().is_some()) {
-                end_sandbox(&files);
+                // What it was is not known any more.
+                end_sandbox(&files, Isolation::Container);
             }
         }
         drop(lock);
@@ -97,8 +99,14 @@ impl Engine {
     }
 }
 
-/// Ends what a monitor has left of its sandbox.
-fn end_sandbox(files: &Files) {
+/// Ends what a monitor has left of its sandbox. One without a virtual machine may have left a control
+/// group; what is mounted and what runs in it has gone with its processes.
+fn end_sandbox(files: &Files, isolation: Isolation) {
+    let id = files.sandbox.file_name().and_then(|name| name.to_str());
+    if let Some(id) = id.filter(|_| isolation == Isolation::Container) {
+        // First: what it holds still does not end.
+        cgroup::remove(id);
+    }
     if let Ok(processes) = files.read_processes() {
         processes.vmm.kill();
     }

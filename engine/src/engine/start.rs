@@ -1,18 +1,23 @@
 //! Starting containers.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use bulkhead_container::{fork_apart, self_exe};
 use bulkhead_protocol::TerminalSize;
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::{Engine, Entry, New, make_folder};
 use crate::error::{Error, cannot};
 use crate::layout::short;
 use crate::lock;
-use crate::monitor::{self, Connection, Message};
+use crate::monitor::{self, Connection, Message, Task};
+use crate::record::{Config, Isolation};
 
 /// How to start a container.
 #[derive(Debug, Clone, Copy, Default)]
@@ -27,7 +32,7 @@ pub struct Start {
 #[derive(Debug)]
 pub struct Started {
     connection: Connection,
-    monitor: Child,
+    monitor: Pid,
 }
 
 impl Engine {
@@ -87,29 +92,65 @@ impl Engine {
             .open(entry.files.complaints())
             .map_err(cannot(launch()))?;
         let (ours, theirs) = UnixStream::pair().map_err(cannot(launch()))?;
-        // By this path the program is itself even if a new one was installed meanwhile.
-        let mut command = Command::new("/proc/self/exe");
-        if let Some(root) = &self.named_root {
-            command.arg("--root").arg(root);
-        }
-        command.arg(monitor::COMMAND).arg(&entry.config.id);
-        if start.attached {
-            command.arg("--attached");
-        }
-        if let Some(size) = start.terminal {
-            command.arg("--rows").arg(size.rows.to_string());
-            command.arg("--columns").arg(size.columns.to_string());
-        }
-        let monitor = command
-            .stdin(OwnedFd::from(theirs))
-            .stdout(lock)
-            .stderr(complaints)
-            .spawn()
-            .map_err(cannot(launch()))?;
+        let task = Task {
+            id: entry.config.id.clone(),
+            attached: start.attached,
+            terminal: start.terminal,
+        };
+        let forked = match entry.config.isolation {
+            Isolation::Vm => None,
+            Isolation::Container if shows_its_runtime(&entry.config) => None,
+            // What it would have to find out again is there, and the container starts in milliseconds.
+            Isolation::Container => {
+                let stdio = [theirs.as_fd(), lock.as_fd(), complaints.as_fd()];
+                let known = (entry.config.clone(), state);
+                fork_apart(stdio, || monitor::run_apart(self, &task, known))
+                    .map_err(cannot(launch()))?
+            }
+        };
+        let monitor = match forked {
+            Some(pid) => pid,
+            None => {
+                let mut program = PathBuf::from("/proc/self/exe");
+                let copy = match entry.config.isolation {
+                    Isolation::Vm => None,
+                    Isolation::Container => Some(self_exe::read_only()?),
+                };
+                if let Some(copy) = &copy {
+                    program = format!("/proc/self/fd/{}", copy.as_raw_fd()).into();
+                }
+                let child = self
+                    .command(&program, &task)
+                    .stdin(OwnedFd::from(theirs))
+                    .stdout(lock)
+                    .stderr(complaints)
+                    .spawn()
+                    .map_err(cannot(launch()))?;
+                Pid::from_child(&child)
+            }
+        };
         Ok(Started {
             connection: Connection::new(ours),
             monitor,
         })
+    }
+
+    /// The monitor as a command. By what `/proc/self` has for it the program is itself even if a new one was
+    /// installed meanwhile.
+    fn command(&self, program: &Path, task: &Task) -> Command {
+        let mut command = Command::new(program);
+        if let Some(root) = &self.named_root {
+            command.arg("--root").arg(root);
+        }
+        command.arg(monitor::COMMAND).arg(&task.id);
+        if task.attached {
+            command.arg("--attached");
+        }
+        if let Some(size) = task.terminal {
+            command.arg("--rows").arg(size.rows.to_string());
+            command.arg("--columns").arg(size.columns.to_string());
+        }
+        command
     }
 }
 
@@ -123,13 +164,8 @@ impl Started {
 
     /// Gives up a container whose program does not run yet, and waits until its sandbox is gone.
     pub fn cancel(self) {
-        let Started {
-            connection,
-            mut monitor,
-        } = self;
-        drop(connection);
-        // It is our child; nobody else waits for it.
-        let _ = monitor.wait();
+        drop(self.connection);
+        wait_end(self.monitor);
     }
 
     /// Waits until the container is there and can be attached to.
@@ -171,7 +207,7 @@ impl Started {
         match message.map_err(cannot("read from the container's monitor"))? {
             Some(Message::Failed(failure)) => {
                 // It has nothing more to do than to end, and then all is in order again.
-                let _ = self.monitor.wait();
+                wait_end(self.monitor);
                 Err(Error::Start(failure))
             }
             Some(message) => Ok(message),
@@ -182,6 +218,23 @@ impl Started {
             )),
         }
     }
+}
+
+/// Whether programs in a container on the host may look into processes that are ours: the monitor's program is
+/// then a copy that cannot be written to.
+fn shows_its_runtime(config: &Config) -> bool {
+    let process = config.spec.process.as_ref();
+    let capabilities = process.and_then(|process| process.capabilities.as_ref());
+    let may_trace = capabilities.is_some_and(|sets| {
+        let traces = |name: &String| name == "CAP_SYS_PTRACE";
+        sets.bounding.iter().any(traces)
+    });
+    config.init || may_trace
+}
+
+/// Waits for the end of a child of ours; nobody else waits for it.
+fn wait_end(child: Pid) {
+    while let Err(Errno::INTR) = waitpid(Some(child), WaitOptions::empty()) {}
 }
 
 fn unexpected(message: &Message) -> Error {

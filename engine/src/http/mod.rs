@@ -35,6 +35,17 @@ pub struct Upgraded {
     pub exec_id: Option<String>,
 }
 
+/// One that never was HTTP.
+impl From<UnixStream> for Upgraded {
+    fn from(stream: UnixStream) -> Self {
+        Upgraded {
+            stream,
+            received: Vec::new(),
+            exec_id: None,
+        }
+    }
+}
+
 /// Asks the server at the Unix socket `path`.
 pub fn ask(
     path: &Path,

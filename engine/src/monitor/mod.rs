@@ -1,4 +1,5 @@
-//! The monitor of a sandbox: a process of its own that starts the virtual machine and stays with it,
+//! The monitor of a sandbox: a process of its own that starts the virtual machine, or is the container's agent
+//! itself where there is none, and stays with it,
 //! keeps the container's log, and records how it ends. What conmon is to Podman.
 //!
 //! It is this program started again with a hidden command. Its standard input is a socket to the
@@ -6,6 +7,7 @@
 //! sandbox is up: whoever gets that lock knows that there is no monitor any more.
 
 mod events;
+mod machine;
 mod message;
 mod sandbox;
 
@@ -19,7 +21,7 @@ pub use message::{Connection, Message};
 
 use crate::engine::{Engine, discard};
 use crate::error::{Error, Failure, cannot};
-use crate::record::Files;
+use crate::record::{Config, Files, State};
 use message::tell;
 use sandbox::Sandbox;
 
@@ -39,24 +41,49 @@ pub struct Task {
 
 /// Is the monitor, until the sandbox has ended.
 pub fn run(engine: &Engine, task: &Task) -> Result<(), Error> {
+    let files = engine.files(&task.id);
+    let config = files
+        .read_config()
+        .map_err(cannot(format!("read what container {} is", task.id)))?;
+    let state = files
+        .read_state()
+        .map_err(cannot(format!("read how container {} is", task.id)))?;
+    stay(engine, task, &files, (config, state))
+}
+
+/// Is the monitor, in a process that was forked from the command and knows what container it is for. Its
+/// exit code.
+pub fn run_apart(engine: &Engine, task: &Task, known: (Config, State)) -> i32 {
+    // Whoever lists processes shall see which is which.
+    let _ = rustix::thread::set_name(c"monitor");
+    let files = engine.files(&task.id);
+    match stay(engine, task, &files, known) {
+        Ok(()) => 0,
+        Err(e) => {
+            eprintln!("bulkhead: {e}");
+            125
+        }
+    }
+}
+
+fn stay(engine: &Engine, task: &Task, files: &Files, known: (Config, State)) -> Result<(), Error> {
     // Away from the terminal and the shell's jobs. It fails only for who is away already.
     let _ = rustix::process::setsid();
     let _ = std::env::set_current_dir("/");
     let command = UnixStream::from(take_stdin().map_err(cannot("take over from the command"))?);
-    let files = engine.files(&task.id);
-    let result = watch(engine, task, &files, &command);
+    let result = watch(engine, task, files, &command, known);
     // Only now may another start it: nothing of this sandbox is left.
     let _ = std::fs::remove_dir_all(&files.sandbox);
     result
 }
 
-fn watch(engine: &Engine, task: &Task, files: &Files, command: &UnixStream) -> Result<(), Error> {
-    let config = files
-        .read_config()
-        .map_err(cannot(format!("read what container {} is", task.id)))?;
-    let mut state = files
-        .read_state()
-        .map_err(cannot(format!("read how container {} is", task.id)))?;
+fn watch(
+    engine: &Engine,
+    task: &Task,
+    files: &Files,
+    command: &UnixStream,
+    (config, mut state): (Config, State),
+) -> Result<(), Error> {
     let started = Sandbox::start(&config, files, engine.layout(), task, command);
     let ended = started.and_then(|mut sandbox| {
         let exit = sandbox.run(&mut state, command);

@@ -1,10 +1,10 @@
 //! One sandbox, from the start of its machine to its end.
 
 use std::env;
-use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bulkhead_protocol::frame::{Decoder, Kind, Part};
@@ -14,7 +14,8 @@ use bulkhead_protocol::{
 use jiff::Timestamp;
 
 use super::Task;
-use super::events::{Event, Machine, watch_signals};
+use super::events::{Event, Watch, watch_signals};
+use super::machine::{HostAgent, Machine, Vmm};
 use super::message::{Message, may_go, tell};
 use crate::agent::{Agent, Attach, printable};
 use crate::error::{Error, Failure, cannot};
@@ -22,10 +23,10 @@ use crate::http::Upgraded;
 use crate::layout::Layout;
 use crate::log::{Stream, Writer};
 use crate::process::Process;
-use crate::record::{Config, Files, Processes, State, Status, Upper};
+use crate::record::{Config, Files, Isolation, Processes, State, Status, Upper};
 use crate::spec;
 use crate::vm::{self, IMAGE_SERIAL, UPPER_SERIAL};
-use crate::volumes::{Attached, staging};
+use crate::volumes::Attached;
 
 /// How long a guest may take to boot. `BULKHEAD_BOOT_TIMEOUT` (seconds) replaces it.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
@@ -42,6 +43,7 @@ pub struct Sandbox<'a> {
     config: &'a Config,
     files: &'a Files,
     agent: Agent,
+    watch: Watch,
     machine: Machine,
     stream: Upgraded,
     log: Writer,
@@ -59,48 +61,45 @@ impl<'a> Sandbox<'a> {
         command: &UnixStream,
     ) -> Result<Self, Error> {
         let mut volumes = Attached::open(config, files, layout)?;
-        let ready = files.sandbox.join(format!("vsock.sock_{READY_PORT}"));
-        let ready =
-            UnixListener::bind(&ready).map_err(cannot(format!("listen on {}", ready.display())))?;
-        let signals = watch_signals()?;
-        let child = vm::spawn(config, files, &volumes)?;
-        let pid = i32::try_from(child.id()).unwrap_or_default();
-        let mut machine = Machine::watch(child, signals)?;
-        let processes = Process::this().and_then(|monitor| {
-            let vmm = Process::with_pid(pid)?;
-            files.write_processes(&Processes { monitor, vmm })
-        });
-        processes.map_err(cannot("record the sandbox's processes"))?;
-        // The guest boots meanwhile.
         let log = Writer::open(&files.log()).map_err(cannot("open the container's log"))?;
-        wait_ready(&mut machine, &ready, command, files)?;
-
-        let agent = Agent::at(&files.api());
-        let created = agent.create(&CreateContainer {
+        let watch = Watch::new(watch_signals()?);
+        let wanted = CreateContainer {
             id: config.id.clone(),
-            spec: &volumes.complete(&config.spec),
+            spec: volumes.complete(&config.spec),
             volumes: volumes.volumes.clone(),
-            rootfs: Rootfs {
-                lower: Lower::Serial(IMAGE_SERIAL.to_owned()),
-                upper: match config.upper {
-                    Upper::Memory => GuestUpper::Tmpfs { size_bytes: None },
-                    Upper::Disk { .. } => GuestUpper::Disk {
-                        serial: UPPER_SERIAL.to_owned(),
-                    },
-                },
-                files: spec::files(&config.spec),
-            },
+            rootfs: rootfs(config, files),
             stdin: config.stdin,
             terminal: task.terminal,
             init: config.init,
-        });
-        let attached = created.and_then(|_| agent.attach(&config.id, Attach { stdin: false }));
-        let stream = attached.map_err(|e| explain(e, &mut machine, files))?;
+        };
+        let agent = Agent::at(&files.api());
+        let (machine, stream) = match config.isolation {
+            Isolation::Vm => {
+                let ready = listen_for_guest(files)?;
+                let child = vm::spawn(config, files, &volumes)?;
+                let pid = child.id();
+                let mut machine = Machine::Vm(Vmm::watch(child)?);
+                record_processes(files, pid)?;
+                // The guest boots meanwhile.
+                wait_ready(&watch, &mut machine, &ready, command, files)?;
+                let attached = agent
+                    .create(&wanted)
+                    .and_then(|_| agent.attach(&config.id, Attach { stdin: false }));
+                let stream = attached.map_err(|e| explain(e, &mut machine, files))?;
+                (machine, stream)
+            }
+            Isolation::Container => {
+                let (agent, pid, stream) = HostAgent::start(files, &wanted)?;
+                record_processes(files, pid)?;
+                (Machine::Host(agent), Upgraded::from(stream))
+            }
+        };
         volumes.created();
         Ok(Sandbox {
             config,
             files,
             agent,
+            watch,
             machine,
             stream,
             log,
@@ -116,7 +115,7 @@ impl<'a> Sandbox<'a> {
             Event::Readable | Event::CommandEnded => return Err(not_started(COMMAND_ENDED)),
             Event::Stop => return Err(not_started(TOLD_TO_END)),
             Event::MachineEnded | Event::Nothing => {
-                let why = machine_error(&mut self.machine, self.files, MACHINE_ENDED);
+                let why = self.machine.error(self.files, MACHINE_ENDED);
                 return Err(not_started(&why));
             }
         }
@@ -168,19 +167,20 @@ impl<'a> Sandbox<'a> {
         // Others may be attached, or wait for the end.
         self.agent.flush();
         self.unmount();
-        let _ = self.machine.end();
+        self.machine.end();
     }
 
-    /// Has disks that are used again unmounted, if there are any.
+    /// Has disks that are used again unmounted, if there are any, and leaves nothing on the host.
     pub fn unmount(&self) {
+        let is_on_host = self.config.isolation == Isolation::Container;
         let has_upper = matches!(self.config.upper, Upper::Disk { .. });
-        if has_upper || !self.volumes.disks.is_empty() {
+        if is_on_host || has_upper || !self.volumes.disks.is_empty() {
             let _ = self.agent.delete(&self.config.id);
         }
     }
 
     fn wait_for(&self, fd: impl AsFd) -> Result<Event, Error> {
-        self.machine.wait(fd.as_fd(), None, None)
+        self.watch.wait(&self.machine, fd.as_fd(), None, None)
     }
 
     fn record(&self, state: &State) -> Result<(), Error> {
@@ -235,13 +235,13 @@ impl<'a> Sandbox<'a> {
 
     /// The end of a container whose machine has ended, or is about to: its last words say more.
     fn lost_machine(&mut self) -> Exit {
-        let _ = self.machine.last_status();
+        self.machine.wait_last_moment();
         self.lost(MACHINE_ENDED)
     }
 
     /// The end of a container that is lost.
     fn lost(&mut self, why: &str) -> Exit {
-        let why = machine_error(&mut self.machine, self.files, why);
+        let why = self.machine.error(self.files, why);
         Exit {
             code: KILLED,
             signal: Some(9),
@@ -272,8 +272,50 @@ fn ended(text: &[u8], error: Option<String>) -> Exit {
     exit
 }
 
+/// Where the guest's agent says that it is there.
+fn listen_for_guest(files: &Files) -> Result<UnixListener, Error> {
+    let ready = files.sandbox.join(format!("vsock.sock_{READY_PORT}"));
+    UnixListener::bind(&ready).map_err(cannot(format!("listen on {}", ready.display())))
+}
+
+/// Writes down this process, and the one that ends the container when it is killed.
+fn record_processes(files: &Files, pid: u32) -> Result<(), Error> {
+    let processes = Process::this().and_then(|monitor| {
+        let vmm = Process::with_pid(i32::try_from(pid).unwrap_or_default())?;
+        files.write_processes(&Processes { monitor, vmm })
+    });
+    processes.map_err(cannot("record the sandbox's processes"))
+}
+
+/// What the container's root is made of.
+fn rootfs(config: &Config, files: &Files) -> Rootfs {
+    let host_path = |path: &Path| path.to_string_lossy().into_owned();
+    let (lower, disk) = match config.isolation {
+        Isolation::Vm => {
+            let serial = UPPER_SERIAL.to_owned();
+            (
+                Lower::Serial(IMAGE_SERIAL.to_owned()),
+                GuestUpper::Disk { serial },
+            )
+        }
+        Isolation::Container => (
+            Lower::File(host_path(&config.disk)),
+            GuestUpper::File(host_path(&files.upper())),
+        ),
+    };
+    Rootfs {
+        lower,
+        upper: match config.upper {
+            Upper::Memory => GuestUpper::Tmpfs { size_bytes: None },
+            Upper::Disk { .. } => disk,
+        },
+        files: spec::files(&config.spec),
+    }
+}
+
 /// Waits until the guest's agent says that it is there.
 fn wait_ready(
+    watch: &Watch,
     machine: &mut Machine,
     listener: &UnixListener,
     command: &UnixStream,
@@ -284,9 +326,9 @@ fn wait_ready(
         .and_then(|text| text.parse().ok())
         .map_or(BOOT_LIMIT, Duration::from_secs);
     let until = Some(Instant::now() + limit);
-    let why = match machine.wait(listener.as_fd(), Some(command.as_fd()), until)? {
+    let why = match watch.wait(machine, listener.as_fd(), Some(command.as_fd()), until)? {
         Event::Readable => return read_ready(listener, limit),
-        Event::MachineEnded => machine_error(machine, files, "its machine ended while it booted"),
+        Event::MachineEnded => machine.error(files, "its machine ended while it booted"),
         Event::Stop => TOLD_TO_END.to_owned(),
         Event::CommandEnded => COMMAND_ENDED.to_owned(),
         Event::Nothing => format!(
@@ -323,25 +365,7 @@ fn read_ready(listener: &UnixListener, limit: Duration) -> Result<(), Error> {
 /// An error that may well be the machine's end.
 fn explain(error: Error, machine: &mut Machine, files: &Files) -> Error {
     match error {
-        Error::Host { .. } => not_started(&machine_error(machine, files, &error.to_string())),
+        Error::Host { .. } => not_started(&machine.error(files, &error.to_string())),
         error => error,
-    }
-}
-
-/// Why a machine ended: its own last words if it had any, or `otherwise`.
-fn machine_error(machine: &mut Machine, files: &Files, otherwise: &str) -> String {
-    let Some(status) = machine.status() else {
-        return otherwise.to_owned();
-    };
-    let said = fs::read_to_string(files.complaints()).unwrap_or_default();
-    let last = |prefix| {
-        said.lines()
-            .rev()
-            .find_map(|line| line.strip_prefix(prefix))
-    };
-    // A file server that could not start is why the machine could not.
-    match last(staging::COMPLAINT).or_else(|| last("bulkhead-vmm: ")) {
-        Some(words) if !status.success() => words.to_owned(),
-        _ => format!("{otherwise} ({status})"),
     }
 }

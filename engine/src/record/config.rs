@@ -22,12 +22,15 @@ pub struct Config {
     pub image: Image,
     /// The image as one EROFS file.
     pub disk: PathBuf,
+    /// The wall around it.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// Where its changes go.
     pub upper: Upper,
     /// What it gets of the host.
     #[serde(default)]
     pub volumes: Vec<VolumeMount>,
-    /// Its virtual machine.
+    /// Its virtual machine, if it has one.
     pub machine: Machine,
     /// Whether its standard input is a stream.
     pub stdin: bool,
@@ -72,11 +75,32 @@ pub struct Image {
     pub manifest: String,
 }
 
+/// The wall around a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// A microVM of its own.
+    #[default]
+    Vm,
+    /// Namespaces and control groups on the host's kernel.
+    Container,
+}
+
+impl Isolation {
+    /// As it is called on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isolation::Vm => "vm",
+            Isolation::Container => "container",
+        }
+    }
+}
+
 /// Where a container's changes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Upper {
-    /// The guest's memory: they are gone when it ends.
+    /// Memory, the guest's if there is one: they are gone when it ends.
     Memory,
     /// An ext4 in a file that takes the room it needs, up to so many bytes.
     Disk {

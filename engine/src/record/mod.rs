@@ -8,6 +8,6 @@ mod config;
 mod files;
 mod state;
 
-pub use config::{Config, Image, Machine, Upper};
+pub use config::{Config, Image, Isolation, Machine, Upper};
 pub use files::{Files, write};
 pub use state::{Processes, State, Status};

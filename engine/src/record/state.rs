@@ -67,6 +67,7 @@ impl Status {
 pub struct Processes {
     /// Its monitor.
     pub monitor: Process,
-    /// Its virtual machine.
+    /// What ends all of it when it is killed: its virtual machine or, where it has none, the container's
+    /// first process.
     pub vmm: Process,
 }

@@ -5,12 +5,22 @@ use bulkhead_container::defaults;
 use bulkhead_container::spec::Capabilities;
 
 use crate::error::Error;
+use crate::record::Isolation;
 
 /// The name that stands for every capability.
 const ALL: &str = "ALL";
 
+/// What nobody needs but who makes device files. In a guest they are the guest's devices; on a host they would be the host's,
+/// and then the container's control group has to deny them.
+pub const MAKE_DEVICES: &str = "CAP_MKNOD";
+
 /// The default set with `add` and without `drop`; names with or without `CAP_`, in any case.
-pub fn capabilities(add: &[String], drop: &[String], is_root: bool) -> Result<Capabilities, Error> {
+pub fn capabilities(
+    add: &[String],
+    drop: &[String],
+    is_root: bool,
+    isolation: Isolation,
+) -> Result<Capabilities, Error> {
     let (add, drop) = (full_names(add)?, full_names(drop)?);
     let adds_all = add.contains(&ALL);
     let mut set: Vec<&str> = match (adds_all, drop.contains(&ALL)) {
@@ -18,6 +28,9 @@ pub fn capabilities(add: &[String], drop: &[String], is_root: bool) -> Result<Ca
         (false, true) => Vec::new(),
         (false, false) => DOCKER_DEFAULT.to_vec(),
     };
+    if isolation == Isolation::Container && !adds_all {
+        set.retain(|&name| name != MAKE_DEVICES);
+    }
     set.retain(|name| !drop.contains(name));
     for name in add {
         if name != ALL && !set.contains(&name) {
@@ -55,9 +68,19 @@ mod tests {
 
     fn bounding(add: &[&str], drop: &[&str]) -> Vec<String> {
         let own = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
-        capabilities(&own(add), &own(drop), true)
+        capabilities(&own(add), &own(drop), true, Isolation::Vm)
             .expect("set")
             .bounding
+    }
+
+    #[test]
+    fn set_on_a_host_makes_devices_only_when_that_was_asked_for() {
+        let has = |add: &[String]| {
+            let set = capabilities(add, &[], true, Isolation::Container).expect("set");
+            set.bounding.contains(&MAKE_DEVICES.to_owned())
+        };
+        assert!(!has(&[]));
+        assert!(has(&["mknod".to_owned()]) && has(&["ALL".to_owned()]));
     }
 
     #[test]
@@ -72,9 +95,9 @@ mod tests {
 
     #[test]
     fn set_of_another_user_is_only_what_it_may_gain() {
-        let set = capabilities(&[], &[], false).expect("set");
+        let set = capabilities(&[], &[], false, Isolation::Vm).expect("set");
         assert!(set.effective.is_empty() && set.permitted.is_empty());
         assert_eq!(set.bounding.len(), 14);
-        assert!(capabilities(&["FLY".into()], &[], true).is_err());
+        assert!(capabilities(&["FLY".into()], &[], true, Isolation::Vm).is_err());
     }
 }

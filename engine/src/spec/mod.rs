@@ -13,6 +13,7 @@ use bulkhead_container::spec::{
 use oci_spec::image::ImageConfiguration;
 
 use crate::error::Error;
+use crate::record::Isolation;
 pub use files::files;
 pub use process::exec_process;
 
@@ -58,6 +59,8 @@ pub struct Options {
     pub memory: Option<u64>,
     /// Processes and threads.
     pub pids_limit: Option<i64>,
+    /// The wall around it.
+    pub isolation: Isolation,
 }
 
 /// Which system calls may be made.
@@ -92,6 +95,7 @@ pub fn build(id: &str, image: &ImageConfiguration, options: &Options) -> Result<
     };
     let process = process::process(image, options, &hostname)?;
     let seccomp = options.system_calls.filter(&process);
+    let resources = resources(options, &process);
     let mut mounts = defaults::mounts();
     for mount in &options.mounts {
         // In the place of a default one, as `--tmpfs /dev/shm`.
@@ -108,8 +112,8 @@ pub fn build(id: &str, image: &ImageConfiguration, options: &Options) -> Result<
         process: Some(process),
         hostname: Some(hostname),
         linux: Some(Linux {
-            namespaces: namespaces(),
-            resources: resources(options),
+            namespaces: namespaces(options.isolation),
+            resources,
             seccomp,
             masked_paths: defaults::masked_paths(),
             readonly_paths: defaults::readonly_paths(),
@@ -119,14 +123,22 @@ pub fn build(id: &str, image: &ImageConfiguration, options: &Options) -> Result<
     })
 }
 
-/// All but a network of its own: the guest's is, and has no interface but its loopback.
-fn namespaces() -> Vec<Namespace> {
+/// In a guest all but a network of its own: the guest's is, and has no interface but its loopback.
+fn namespaces(isolation: Isolation) -> Vec<Namespace> {
     let mut namespaces = defaults::namespaces();
-    namespaces.retain(|namespace| namespace.kind != NamespaceKind::Network);
+    if isolation == Isolation::Vm {
+        namespaces.retain(|namespace| namespace.kind != NamespaceKind::Network);
+    }
     namespaces
 }
 
-fn resources(options: &Options) -> Option<Resources> {
+fn resources(options: &Options, process: &Process) -> Option<Resources> {
+    let capabilities = process.capabilities.as_ref();
+    let makes_devices = capabilities.is_some_and(|sets| {
+        sets.bounding
+            .iter()
+            .any(|name| name == capabilities::MAKE_DEVICES)
+    });
     let resources = Resources {
         memory: options.memory.map(|bytes| {
             let limit = i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -142,6 +154,10 @@ fn resources(options: &Options) -> Option<Resources> {
             ..Cpu::default()
         }),
         pids: options.pids_limit.map(|limit| LinuxPids { limit }),
+        devices: match options.isolation {
+            Isolation::Container if makes_devices => defaults::device_rules(),
+            _ => Vec::new(),
+        },
         ..Resources::default()
     };
     (resources != Resources::default()).then_some(resources)

@@ -50,6 +50,7 @@ pub fn process(
             &options.cap_add,
             &options.cap_drop,
             is_root(user.as_deref()),
+            options.isolation,
         )?),
         rlimits: options.ulimits.clone(),
         no_new_privileges: options.no_new_privileges,

@@ -10,13 +10,14 @@ use bulkhead_protocol::{VOLUMES, Volume as GuestVolume, VolumeSource};
 use bulkhead_vmm::config::{DiskConfig, ShareConfig};
 
 use super::copy;
+use super::host::OnHost;
 use super::named::{DATA, Named};
 use super::request::{Kind, Source, VolumeMount, resolve};
 use super::server::{FileServer, Program};
 use super::staging::Shared;
 use crate::error::{Error, cannot};
 use crate::layout::Layout;
-use crate::record::{Config, Files};
+use crate::record::{Config, Files, Isolation};
 
 /// The tag of the share, and the folder that it is mounted in.
 const SHARE: &str = "host";
@@ -33,13 +34,15 @@ pub struct Attached {
     /// What the agent mounts.
     pub volumes: Vec<GuestVolume>,
     /// What the container gets of that.
-    mounts: Vec<Mount>,
+    pub(super) mounts: Vec<Mount>,
     /// Markers that are to go once the container is made.
-    to_fill: Vec<PathBuf>,
+    pub(super) to_fill: Vec<PathBuf>,
     /// Files that are to go with the sandbox.
     copies: Option<PathBuf>,
     /// What nobody else may use meanwhile.
-    _locks: Vec<File>,
+    pub(super) locks: Vec<File>,
+    /// Disks that are mounted here. They go before others may have them.
+    pub(super) disks_on_host: Vec<OnHost>,
     _server: Option<FileServer>,
 }
 
@@ -57,6 +60,9 @@ impl Attached {
         let mut attached = Attached::default();
         if config.volumes.is_empty() {
             return Ok(attached);
+        }
+        if config.isolation == Isolation::Container {
+            return Self::on_host(config, files, layout);
         }
         let program = Program::find()?;
         let mut served = Vec::new();
@@ -105,7 +111,7 @@ impl Attached {
 
     /// A volume that is a disk, for this machine alone.
     fn add_disk(&mut self, wanted: &VolumeMount, volume: &Named, fill: bool) -> Result<(), Error> {
-        self._locks.push(volume.take()?);
+        self.locks.push(volume.take()?);
         volume.make_disk(fill && !wanted.read_only)?;
         let serial = format!("volume-{}", self.disks.len());
         let fill = volume.unfilled().exists();
@@ -211,6 +217,7 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
+        self.disks_on_host.clear();
         if let Some(copies) = &self.copies {
             // What stays goes with the container.
             let _ = fs::remove_file(copies);
@@ -220,6 +227,11 @@ impl Drop for Attached {
 
 /// A mount of what the agent has at `source` while it makes the container.
 fn bind(wanted: &VolumeMount, source: &str, fill: bool) -> Mount {
+    bind_path(wanted, format!("{VOLUMES}/{source}"), fill)
+}
+
+/// A mount of what is at `source` while the container is made.
+pub(super) fn bind_path(wanted: &VolumeMount, source: String, fill: bool) -> Mount {
     let mut options = vec!["rbind".to_owned(), "rprivate".to_owned()];
     if wanted.read_only {
         options.push("ro".to_owned());
@@ -230,7 +242,7 @@ fn bind(wanted: &VolumeMount, source: &str, fill: bool) -> Mount {
     Mount {
         destination: wanted.destination.clone(),
         kind: Some("bind".to_owned()),
-        source: Some(format!("{VOLUMES}/{source}")),
+        source: Some(source),
         options,
         ..Mount::default()
     }

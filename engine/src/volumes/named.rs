@@ -8,6 +8,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::FlockOperation;
+
 use crate::engine::make_folder;
 use crate::error::{Error, cannot};
 use crate::ext4::Disk;
@@ -109,6 +111,11 @@ impl Named {
 
     /// Takes the volume for a machine that writes to its disk. One machine at a time can.
     pub fn take(&self) -> Result<File, Error> {
+        self.take_by(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes the volume for itself or together with others.
+    pub(super) fn take_by(&self, how: FlockOperation) -> Result<File, Error> {
         let until = Instant::now() + PATIENCE;
         let path: &Path = &self.folder.join("lock");
         loop {
@@ -117,7 +124,7 @@ impl Named {
                 .create(true)
                 .truncate(false)
                 .open(path)
-                .and_then(|_| lock::try_take(path));
+                .and_then(|_| lock::try_take_by(path, how));
             match taken.map_err(cannot(format!("lock the volume {}", self.name)))? {
                 Some(lock) => return Ok(lock),
                 // Its container may have ended already, and the sandbox be about to.

@@ -88,6 +88,12 @@ impl Asked<'_> {
         }
         let query = Query(&head.query);
         let guest = &mut *self.guest;
+        if !guest.owns_machine && route.is_of_machine(method) {
+            return Err(Response::conflict(
+                "This sandbox shares the host's kernel, and clock, random numbers and interfaces are the \
+                 host's.",
+            ));
+        }
         match route {
             Route::Health => guest.health(),
             Route::Info => guest.info(),

@@ -90,6 +90,16 @@ impl<'a> Route<'a> {
         parts.next().is_none().then_some(route)
     }
 
+    /// Whether a request changes the machine rather than a container, or asks for what only a machine
+    /// has to itself.
+    pub fn is_of_machine(self, method: &str) -> bool {
+        match self {
+            Route::Entropy | Route::Interfaces | Route::Interface(_) | Route::Routes => true,
+            Route::Clock => method == "PUT",
+            _ => false,
+        }
+    }
+
     /// The methods it takes, as `Allow` lists them.
     pub fn methods(self) -> &'static str {
         match self {

@@ -12,35 +12,43 @@ const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "cpuset"];
 /// Where containers' groups are. Nothing of it is made before the first container, since a boot would
 /// have to wait for it.
 #[derive(Debug)]
-pub struct Cgroups {
-    root: Option<PathBuf>,
-    ready: bool,
+pub enum Cgroups {
+    /// In the guest's hierarchy, which is the agent's alone.
+    OfAGuest {
+        /// Where it is mounted.
+        root: PathBuf,
+        /// Whether the agent has left its root to the groups.
+        ready: bool,
+    },
+    /// The group of a host's that its one container gets.
+    OfAHost(Location),
+    /// Nowhere: containers stay where the agent is.
+    Nowhere,
 }
 
 impl Cgroups {
-    /// The guest's hierarchy, which is the agent's alone.
+    /// The guest's hierarchy.
     pub fn of_a_guest() -> Self {
-        Cgroups {
-            root: Some("/sys/fs/cgroup".into()),
-            ready: false,
-        }
-    }
-
-    /// None: containers stay where the agent is.
-    pub fn none() -> Self {
-        Cgroups {
-            root: None,
+        Cgroups::OfAGuest {
+            root: "/sys/fs/cgroup".into(),
             ready: false,
         }
     }
 
     /// Where a container's group is, which is not made yet; `None` where there are none.
     pub fn of_container(&mut self, id: &str) -> io::Result<Option<Location>> {
-        let Some(root) = &self.root else {
-            return Ok(None);
+        let (root, ready) = match self {
+            Cgroups::Nowhere => return Ok(None),
+            Cgroups::OfAHost(location) => {
+                if let Location::Directory(group) = location {
+                    share_controllers(group)?;
+                }
+                return Ok(Some(location.clone()));
+            }
+            Cgroups::OfAGuest { root, ready } => (root, ready),
         };
         let containers = root.join("containers");
-        if !self.ready {
+        if !*ready {
             let agent = root.join("agent");
             make(&agent)?;
             // 0 is whoever writes it.
@@ -51,10 +59,25 @@ impl Cgroups {
             // A guest is hardly larger than its container, and would refuse memory that a host promises: a program
             // is to run into its limit where it runs into it elsewhere.
             fs::write("/proc/sys/vm/overcommit_memory", "1")?;
-            self.ready = true;
+            *ready = true;
         }
         Ok(Some(containers.join(id).into()))
     }
+}
+
+/// Lets a group to be on a host have the controllers, by which it is counted. Whoever makes the folder of all
+/// of them does it for the others.
+fn share_controllers(group: &Path) -> io::Result<()> {
+    let Some(all) = group.parent().filter(|all| !all.exists()) else {
+        return Ok(());
+    };
+    if let Some(above) = all.parent() {
+        // A host that does not want that counts less.
+        let _ = hand_down(above);
+    }
+    fs::create_dir_all(all)?;
+    let _ = hand_down(all);
+    Ok(())
 }
 
 fn make(group: &Path) -> io::Result<()> {

@@ -3,14 +3,15 @@
 use std::io;
 
 use bulkhead_container::spec::{Process, Spec};
-use bulkhead_container::{Container, Create, Lower, NewFile, Rootfs, Stdio, TerminalSize, Upper};
+use bulkhead_container::{Container, Create, Stdio, TerminalSize};
 use bulkhead_protocol as api;
 use bulkhead_protocol::{CreateContainer, Event, EventKind, Exit};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::oom;
+use super::rootfs::Root;
 use super::volumes::Mounted;
-use super::{Entry, ExecEntry, MAX_CONTAINERS, MAX_EXECS, Phase, disks, is_id, stdio};
+use super::{Entry, ExecEntry, MAX_CONTAINERS, MAX_EXECS, Phase, is_id, stdio};
 use crate::guest::Guest;
 use crate::http::Response;
 use crate::server::slab::Key;
@@ -44,26 +45,36 @@ impl Guest {
             let message = format!("There are {MAX_CONTAINERS} containers already.");
             return Err(Response::unavailable(&message));
         }
-        let rootfs = rootfs(&wanted.rootfs)?;
         let cgroup = self.containers.cgroups.of_container(id);
         let cgroup = cgroup.map_err(|e| cannot("set the control groups up", &e))?;
         let process = wanted.spec.process.as_ref();
         let is_terminal = process.is_some_and(|p| p.terminal);
-        let (stdio, ends) = streams(is_terminal, wanted.stdin, wanted.terminal, process)?;
-        let create = Create {
-            id,
-            spec: &wanted.spec,
-            rootfs,
-            cgroup,
-            stdio,
-            init: wanted.init,
-            bundle: None,
-            gate: None,
-            preserved: Vec::new(),
-        };
         let volumes = Mounted::mount(&wanted.volumes)?;
-        let mut container = Container::create(create).map_err(|e| refusal(&e))?;
-        drop(volumes);
+        let make = |rootfs| {
+            let (stdio, ends) = streams(is_terminal, wanted.stdin, wanted.terminal, process)?;
+            let create = Create {
+                id,
+                spec: &wanted.spec,
+                rootfs,
+                cgroup: cgroup.clone(),
+                stdio,
+                init: wanted.init,
+                dies_with_parent: !self.owns_machine,
+                bundle: None,
+                gate: None,
+                preserved: Vec::new(),
+            };
+            Ok((Container::create(create), ends))
+        };
+        let root = Root::find(&wanted.rootfs, self.owns_machine)?;
+        let (mut made, mut ends) = make(root.rootfs.clone())?;
+        if let Err(error) = &made
+            && let Some(root) = root.by_device(error)
+        {
+            (made, ends) = make(root?.rootfs.clone())?;
+        }
+        let mut container = made.map_err(|e| refusal(&e))?;
+        drop((volumes, root));
         let ends = match container.take_terminal() {
             Some(master) => stdio::terminal(master).map_err(|e| cannot("use the terminal", &e))?,
             None => ends,
@@ -399,34 +410,6 @@ fn streams(
         (None, None) => TerminalSize::default(),
     };
     Ok((Stdio::Terminal(size), Ends::default()))
-}
-
-fn rootfs(wanted: &api::Rootfs) -> Result<Rootfs, Response> {
-    let disk = |field: &str, serial: &str| {
-        disks::with_serial(serial).ok_or_else(|| {
-            let message = format!("rootfs.{field}: there is no disk with the serial {serial:?}.");
-            Response::unprocessable(&message)
-        })
-    };
-    let lower = match &wanted.lower {
-        api::Lower::Serial(serial) => Lower::BlockDevice(disk("lower.serial", serial)?),
-        api::Lower::Directory(path) => Lower::Directory(path.into()),
-    };
-    let upper = match &wanted.upper {
-        api::Upper::Tmpfs { size_bytes } => Upper::Tmpfs {
-            size_bytes: *size_bytes,
-        },
-        api::Upper::Disk { serial } => Upper::Disk(disk("upper.disk.serial", serial)?),
-    };
-    let file = |file: &api::NewFile| NewFile {
-        path: file.path.clone(),
-        data: file.text.clone().into_bytes(),
-    };
-    Ok(Rootfs::Overlay {
-        lower,
-        upper,
-        files: wanted.files.iter().map(file).collect(),
-    })
 }
 
 /// The response for what the container crate refuses.

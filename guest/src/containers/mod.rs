@@ -1,20 +1,21 @@
 //! The containers of the guest.
 //!
 //! [`bulkhead_container`] makes them; here is who they are, what is known of them, and whom their end
-//! is told. [`cgroups`], [`disks`] and [`volumes`] find what they are made of, [`stdio`] makes their
+//! is told. [`cgroups`], [`disks`], [`rootfs`] and [`volumes`] find what they are made of, [`stdio`] makes their
 //! streams, [`lifecycle`] is what happens to them.
 
 pub mod cgroups;
 pub mod disks;
 pub mod lifecycle;
 pub mod oom;
+pub mod rootfs;
 pub mod stdio;
 pub mod volumes;
 
 use std::collections::BTreeMap;
 
 use bulkhead_container::Container;
-use bulkhead_container::cgroup::MemoryEvents;
+use bulkhead_container::cgroup::{Location, MemoryEvents};
 use bulkhead_protocol::{ContainerState, ExecState, Exit, Status};
 use rustix::process::Pid;
 
@@ -148,7 +149,12 @@ impl Containers {
 
     /// None yet, on a machine whose cgroups are somebody else's: containers have no limits.
     pub fn without_limits() -> Self {
-        Self::with(Cgroups::none())
+        Self::with(Cgroups::Nowhere)
+    }
+
+    /// None yet, on a host that gives the one there will be this control group.
+    pub fn of_a_host(group: Location) -> Self {
+        Self::with(Cgroups::OfAHost(group))
     }
 
     fn with(cgroups: Cgroups) -> Self {

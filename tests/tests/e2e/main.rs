@@ -13,6 +13,7 @@ mod crashes;
 mod disk;
 mod examples;
 mod exits;
+mod host;
 mod interop;
 mod kill;
 mod kvm;

@@ -79,7 +79,6 @@ fn run_when_told_nonsense_then_one_sentence_and_125_and_no_container() {
         &["--name", "a/b", "busybox"],
         &["--workdir", "relative", "busybox"],
         &["--cap-add", "FLY", "busybox"],
-        &["--isolation", "container", "busybox"],
         &["--volume", "/:/", "busybox"],
         &["--volume", "/host", "busybox"],
         &["--mount", "type=bind,src=/a,dst=/b,y=1", "busybox"],
