@@ -40,7 +40,9 @@ impl Process {
     pub fn open(self) -> Option<OwnedFd> {
         let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
         // Now that the number cannot be given to another, it can be compared.
-        (Self::with_pid(self.pid).ok()? == self).then_some(fd)
+        let is_same = Self::with_pid(self.pid).ok()? == self;
+        // One that has ended, and that its parent has yet to be told of, is not there any more.
+        (is_same && !wait_end(&fd, Duration::ZERO)).then_some(fd)
     }
 
     /// Kills it and waits for its end.
