@@ -68,8 +68,10 @@ build_program() {
 # test_program CRATE TEST: builds one of its integration tests and prints the path of that program.
 test_program() {
     say "building the tests $2 of $1 for $target"
-    local built
-    built=$(cargo test --quiet --manifest-path "$repo/Cargo.toml" --locked --profile e2e -p "$1" --target "$target" \
+    local built name=${target//-/_}
+    # Guests have no libraries.
+    built=$(env "CARGO_TARGET_${name^^}_RUSTFLAGS=-C target-feature=+crt-static" \
+        cargo test --quiet --manifest-path "$repo/Cargo.toml" --locked --profile e2e -p "$1" --target "$target" \
         --test "$2" --no-run --message-format=json) || die "cargo could not build the tests $2 of $1"
     built=$(sed -n 's/.*"name":"'"$2"'".*"executable":"\([^"]*\)".*/\1/p' <<<"$built")
     [ -x "$built" ] || die "cargo built no program of the tests $2 of $1"
