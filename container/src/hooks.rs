@@ -93,6 +93,8 @@ pub(crate) struct Hooks {
     id: String,
     bundle: Bundle,
     annotations: BTreeMap<String, String>,
+    /// The program's, which hooks in the container have that say nothing of theirs.
+    env: Vec<String>,
 }
 
 /// Reads and checks the hooks. None: there are none.
@@ -114,6 +116,10 @@ pub(crate) fn read(id: &str, spec: &Spec, bundle: Option<&Bundle>) -> Result<Opt
         id: id.to_owned(),
         bundle: bundle.clone(),
         annotations: spec.annotations.clone(),
+        env: spec
+            .process
+            .as_ref()
+            .map_or(Vec::new(), |process| process.env.clone()),
     }))
 }
 
@@ -185,8 +191,15 @@ impl Hooks {
             .map_err(|e| failed(format!("cannot write its state: {e}")))?;
         let started = match (point, container) {
             (Point::CreateContainer | Point::StartContainer, Some(container)) => {
+                let mut hook = hook.clone();
+                if hook.env.is_empty() {
+                    hook.env = match point {
+                        Point::StartContainer => self.env.clone(),
+                        _ => own_env(),
+                    };
+                }
                 let cwd = (point == Point::CreateContainer).then_some(&*self.bundle.path);
-                inside(hook, container, state, cwd).map_err(|e| e.to_string())
+                inside(&hook, container, state, cwd).map_err(|e| e.to_string())
             }
             _ => outside(hook, state, &self.bundle.path).map_err(|e| e.to_string()),
         };
@@ -230,13 +243,24 @@ fn describe(status: &WaitIdStatus) -> String {
     }
 }
 
+/// Our own environment, as far as it is text.
+fn own_env() -> Vec<String> {
+    let pairs = std::env::vars_os()
+        .filter_map(|(name, value)| Some(format!("{}={}", name.to_str()?, value.to_str()?)));
+    pairs.collect()
+}
+
 /// Starts a hook in our own namespaces.
 fn outside(hook: &Hook, state: OwnedFd, bundle: &Path) -> io::Result<OwnedFd> {
     let mut command = Command::new(&hook.path);
     if let Some((name, args)) = hook.args.split_first() {
         command.arg0(name).args(args);
     }
-    command.env_clear().stdin(state).current_dir(bundle);
+    // Who says nothing of it has ours.
+    if !hook.env.is_empty() {
+        command.env_clear();
+    }
+    command.stdin(state).current_dir(bundle);
     command.envs(hook.env.iter().filter_map(|entry| entry.split_once('=')));
     let child = command.spawn()?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);

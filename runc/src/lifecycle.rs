@@ -15,6 +15,8 @@ use crate::signals;
 
 /// How long a process that was killed is given to end: it may sit in a call that cannot be interrupted.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a container that is deleted is given that seems to run.
+const MOMENT: Duration = Duration::from_millis(100);
 
 pub fn start(globals: &Globals, id: &str) -> Outcome<u8> {
     let place = Place::new(&globals.root, id)?;
@@ -96,8 +98,15 @@ pub fn delete(globals: &Globals, arguments: &Arguments, id: &str) -> Outcome<u8>
         place.remove()?;
         return Ok(0);
     };
-    let (opened, _) = place.open(&kept, false)?;
-    let status = place.status(&kept, &opened);
+    let (mut opened, _) = place.open(&kept, false)?;
+    let mut status = place.status(&kept, &opened);
+    // Its last output may be seen a moment before its end is.
+    if let (Opened::Alive(container), Status::Running, false) = (&opened, status, force)
+        && ends_within(container, MOMENT)?
+    {
+        opened = place.open(&kept, false)?.0;
+        status = place.status(&kept, &opened);
+    }
     // One that was never started has nothing to lose: others end it, too.
     let is_over = matches!(status, Status::Stopped | Status::Created);
     if !is_over && !force {
@@ -121,14 +130,20 @@ pub fn end(opened: Opened) -> Outcome<()> {
 }
 
 fn await_end(container: &Container) -> Outcome<()> {
+    match ends_within(container, PATIENCE)? {
+        true => Ok(()),
+        false => Err(format!("container {} does not end", container.id()).into()),
+    }
+}
+
+fn ends_within(container: &Container, limit: Duration) -> Outcome<bool> {
     let failed = || format!("wait for the end of container {}", container.id());
-    let limit = Timespec::try_from(PATIENCE).map_err(cannot(failed()))?;
+    let limit = Timespec::try_from(limit).map_err(cannot(failed()))?;
     loop {
         let mut ended = [PollFd::from_borrowed_fd(container.pidfd(), PollFlags::IN)];
         match poll(&mut ended, Some(&limit)) {
             Err(Errno::INTR) => {}
-            Ok(0) => return Err(format!("container {} does not end", container.id()).into()),
-            polled => return polled.map(drop).map_err(cannot(failed())),
+            polled => return polled.map(|ready| ready > 0).map_err(cannot(failed())),
         }
     }
 }

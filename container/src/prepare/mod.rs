@@ -286,23 +286,16 @@ fn enter_namespaces(
             name,
         });
     }
-    if namespaces.is_new(NamespaceKind::User) {
-        operations.push(O::BecomeRoot);
-    }
-    for (kind, name) in [
-        (NamespaceKind::Cgroup, "the control groups"),
-        (NamespaceKind::Time, "clocks"),
-    ] {
+    let unshare = |kind: NamespaceKind, name, operations: &mut Vec<O>| {
         if namespaces.is_new(kind) {
             operations.push(O::Unshare {
                 flags: kind.flag(),
                 name,
             });
         }
-    }
-    if namespaces.is_new(NamespaceKind::Network) {
-        operations.push(O::Loopback);
-    }
+    };
+    // Who has become another user may not write to its own files in /proc.
+    unshare(NamespaceKind::Time, "clocks", operations);
     if !linux.time_offsets.is_empty() {
         let line = |(clock, offset): (&String, &crate::spec::TimeOffset)| {
             format!("{clock} {} {}\n", offset.secs, offset.nanosecs)
@@ -318,6 +311,13 @@ fn enter_namespaces(
             data,
             may_be_refused: false,
         });
+    }
+    if namespaces.is_new(NamespaceKind::User) {
+        operations.push(O::BecomeRoot);
+    }
+    unshare(NamespaceKind::Cgroup, "the control groups", operations);
+    if namespaces.is_new(NamespaceKind::Network) {
+        operations.push(O::Loopback);
     }
     Ok(())
 }

@@ -42,7 +42,7 @@ pub struct Hook {
     /// All arguments, beginning with its name; none: the path.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
-    /// `NAME=value`, nothing else is in its environment.
+    /// `NAME=value`, nothing else is in its environment; none: that of the runtime, in the container that of its program.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
     /// Seconds it may take.
