@@ -176,7 +176,12 @@ impl Place {
 
     /// What was made, of a container that is whole.
     pub fn whole(&self) -> Outcome<Kept> {
-        let creating = || format!("container {} is still being created", self.id);
+        let creating = || {
+            format!(
+                "container {} does not exist yet: it is being created",
+                self.id
+            )
+        };
         self.kept()?.ok_or_else(|| creating().into())
     }
 

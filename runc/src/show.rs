@@ -82,6 +82,8 @@ pub fn print_json(value: &impl Serialize) -> Outcome<()> {
 
 pub fn state(globals: &Globals, id: &str) -> Outcome<u8> {
     let place = Place::new(&globals.root, id)?;
+    // Whoever asks until there is one would take a part for the whole.
+    place.whole()?;
     print_json(&Shown::read(&place)?)?;
     Ok(0)
 }
