@@ -6,6 +6,7 @@
 mod bad_input;
 mod boot;
 mod cli;
+mod compare;
 mod console;
 mod containers;
 mod control;
