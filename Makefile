@@ -36,7 +36,7 @@ E2E     := $(STATIC) --profile e2e --package bulkhead-tests
 JOBS    ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build kernel install demo test test-unit test-kvm test-faithful figures volume-figures host-figures bench fuzz lint clean
+.PHONY: help setup build kernel install demo compare test test-unit test-kvm test-faithful figures volume-figures host-figures bench fuzz lint clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -71,6 +71,9 @@ install: build kernel ## Put the programs, the guest's parts, manual pages and c
 
 demo: build kernel ## Boot a microVM and show what it is
 	@scripts/demo
+
+compare: build kernel ## Run one image in a microVM and in a container, and measure both
+	$(BULKHEAD) compare $(ARGS)
 
 test: ## Every test: units, the VM on this machine's KVM, the VM in the faithful lane
 	@scripts/in-turn test-unit test-kvm test-faithful

@@ -160,7 +160,7 @@ impl Figure {
 /// Measurements of the same thing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Samples {
-    /// The one in the middle.
+    /// The one in the middle, or what is half way between the two that are.
     pub median: f64,
     /// The least.
     pub least: f64,
@@ -180,8 +180,10 @@ impl Samples {
             .collect();
         let mut sorted = samples.clone();
         sorted.sort_by(f64::total_cmp);
+        let upper = *sorted.get(sorted.len() / 2)?;
+        let lower = *sorted.get((sorted.len() - 1) / 2)?;
         Some(Samples {
-            median: *sorted.get(sorted.len() / 2)?,
+            median: rounded((lower + upper) / 2.0),
             least: *sorted.first()?,
             most: *sorted.last()?,
             samples,
@@ -243,6 +245,7 @@ mod tests {
             (2.0, 1.0, 3.0)
         );
         assert_eq!(samples.samples, [3.0, 1.0, 2.0]);
+        assert_eq!(Samples::of(vec![1.0, 4.0]).map(|s| s.median), Some(2.5));
         let third = Samples::of(vec![1e6 / 3.0]).expect("samples");
         assert_eq!(third.median, 333_333.0);
     }

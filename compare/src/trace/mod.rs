@@ -3,6 +3,8 @@
 //!
 //! The program tells when it begins and when it is done, and waits for our word each time, so that what
 //! it does is told from its start and its end.
+//!
+//! If the tracer dies, the kernel kills all that it traces; the next command puts in order what they leave.
 
 mod ptrace;
 
