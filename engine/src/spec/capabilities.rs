@@ -14,6 +14,9 @@ const ALL: &str = "ALL";
 /// and then the container's control group has to deny them.
 pub const MAKE_DEVICES: &str = "CAP_MKNOD";
 
+/// What mounts a filesystem of devices.
+pub const MOUNT: &str = "CAP_SYS_ADMIN";
+
 /// The default set with `add` and without `drop`; names with or without `CAP_`, in any case.
 pub fn capabilities(
     add: &[String],

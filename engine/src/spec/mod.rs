@@ -134,10 +134,10 @@ fn namespaces(isolation: Isolation) -> Vec<Namespace> {
 
 fn resources(options: &Options, process: &Process) -> Option<Resources> {
     let capabilities = process.capabilities.as_ref();
-    let makes_devices = capabilities.is_some_and(|sets| {
+    let gets_devices = capabilities.is_some_and(|sets| {
         sets.bounding
             .iter()
-            .any(|name| name == capabilities::MAKE_DEVICES)
+            .any(|name| name == capabilities::MAKE_DEVICES || name == capabilities::MOUNT)
     });
     let resources = Resources {
         memory: options.memory.map(|bytes| {
@@ -155,7 +155,7 @@ fn resources(options: &Options, process: &Process) -> Option<Resources> {
         }),
         pids: options.pids_limit.map(|limit| LinuxPids { limit }),
         devices: match options.isolation {
-            Isolation::Container if makes_devices => defaults::device_rules(),
+            Isolation::Container if gets_devices => defaults::device_rules(),
             _ => Vec::new(),
         },
         ..Resources::default()

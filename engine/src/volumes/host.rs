@@ -1,6 +1,7 @@
 //! Volumes of a container on the host: folders and files as they are, and disks by loop devices.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
 use bulkhead_container::LoopDevice;
@@ -57,7 +58,18 @@ impl Attached {
 
     fn bind_on_host(&mut self, wanted: &VolumeMount, path: PathBuf, fill: bool) {
         let source = path.to_string_lossy().into_owned();
+        let is_device = |path: &std::path::Path| {
+            path.metadata().is_ok_and(|found| {
+                let kind = found.file_type();
+                kind.is_char_device() || kind.is_block_device()
+            })
+        };
         let mut mount = bind_path(wanted, source, fill);
+        // Those of a folder would be the host's disks: a guest that had the volume may have made them. Not so one that is
+        // asked for by its own name.
+        if !is_device(&path) {
+            mount.options.push("rnodev".to_owned());
+        }
         if wanted.read_only {
             // What is mounted below it, too.
             mount.options.push("rro".to_owned());
@@ -95,9 +107,11 @@ impl Attached {
             .sandbox
             .join(format!("volume-{}", self.disks_on_host.len()));
         fs::create_dir(&target).map_err(cannot(failed()))?;
-        let none = None::<&std::ffi::CStr>;
-        mount(device.path(), &target, c"ext4", MountFlags::NOATIME, none)
-            .map_err(cannot(failed()))?;
+        // A guest may have written to the disk as it liked, and what it says there about errors is not to be believed: it
+        // could be that the kernel is to panic.
+        let flags = MountFlags::NOATIME | MountFlags::NODEV;
+        let options = Some(c"errors=remount-ro");
+        mount(device.path(), &target, c"ext4", flags, options).map_err(cannot(failed()))?;
         drop((device, finding));
         self.disks_on_host.push(OnHost {
             mounted: target.clone(),

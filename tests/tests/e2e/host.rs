@@ -327,3 +327,32 @@ fn anything_on_the_host_when_killed_at_any_moment_then_the_next_command_works_an
     note(&format!("killed: {tally}"));
     before.expect_gone();
 }
+
+/// Ways to the host's devices that the container crate alone does not close: they are in how the engine uses it.
+#[test]
+fn container_on_the_host_when_hostile_then_it_finds_no_way_to_the_hosts_devices() {
+    let home = Home::with_busybox();
+    // A device that is in a folder, as a guest could have made it there, and one that is asked for.
+    let folder = tempfile::tempdir().expect("folder");
+    let node = folder.path().join("node");
+    let kind = rustix::fs::FileType::CharacterDevice;
+    let number = rustix::fs::makedev(1, 7);
+    rustix::fs::mknodat(rustix::fs::CWD, &node, kind, 0o666.into(), number).expect("mknod");
+    let (folder, node) = (folder.path().display(), node.display());
+    let read = "head -c 1 /given/node | wc -c; head -c 1 /node | wc -c";
+    let (given, named) = (format!("{folder}:/given"), format!("{node}:/node"));
+    let volumes = ["--rm", "-v", &given, "-v", &named];
+    let program = ["busybox", "sh", "-c", read];
+    let output = home.expect(&run(&[&volumes[..], &program].concat()));
+    assert_eq!(output, "0\n1\n");
+
+    // All devices, for who may mount.
+    let mount =
+        "mkdir -p /tmp/dev; mount -t devtmpfs none /tmp/dev && head -c 1 /tmp/dev/loop0 2>&1";
+    let program = ["busybox", "sh", "-c", mount];
+    let admin = ["--rm", "--cap-add", "SYS_ADMIN"];
+    let output = home.run(&run(&[&admin[..], &program].concat()));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("Operation not permitted"), "{output:?}");
+    home.expect_nothing_left();
+}
