@@ -108,7 +108,10 @@ impl Drop for Podman {
         }
         for line in mounts.lines().filter(|line| line.contains(" - cgroup")) {
             let mounted = line.split(' ').nth(4).unwrap_or_default();
-            let _ = fs::remove_dir(format!("{mounted}{}", self.cgroup));
+            // That of conmon is Podman's, which leaves it.
+            for group in ["/conmon", ""] {
+                let _ = fs::remove_dir(format!("{mounted}{}{group}", self.cgroup));
+            }
         }
     }
 }
