@@ -10,11 +10,22 @@ pub fn of_sandbox(id: &str) -> Option<Location> {
     Some(hierarchies.at(format!("/bulkhead/{}", short(id))))
 }
 
+/// Ends all processes of a sandbox's group. One that is not there is no error.
+pub fn end(id: &str) {
+    if let Some(group) = open(id) {
+        // Whoever wants them ended looks whether they have.
+        let _ = group.kill();
+    }
+}
+
 /// Ends what is left of a sandbox's group, and removes it. One that is not there is no error.
 pub fn remove(id: &str) {
-    let group = of_sandbox(id).map(|location| Cgroup::open(&location));
-    if let Some(Ok(group)) = group {
-        // What cannot be removed is tried again by the next command.
+    if let Some(group) = open(id) {
+        // It has waited for as long as a process takes that can be ended at all.
         let _ = group.remove();
     }
+}
+
+fn open(id: &str) -> Option<Cgroup> {
+    Cgroup::open(&of_sandbox(id)?).ok()
 }

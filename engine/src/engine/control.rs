@@ -10,11 +10,12 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::inotify;
 
 use super::{Engine, Entry};
+use crate::cgroup;
 use crate::error::{Error, cannot};
 use crate::layout::short;
 use crate::log;
 use crate::poll::poll_until;
-use crate::record::{State, Status};
+use crate::record::{Isolation, State, Status};
 
 /// How long a program may take to end after SIGKILL before its machine is killed.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -172,8 +173,12 @@ impl Engine {
         }
     }
 
-    /// Kills the container's machine. Its monitor records that.
+    /// Kills the container's machine, or all its processes. Its monitor records that.
     pub(super) fn kill_machine(&self, entry: &Entry) {
+        if entry.config.isolation == Isolation::Container {
+            // Also what stands still, which a signal does not end everywhere.
+            cgroup::end(&entry.config.id);
+        }
         if let Ok(processes) = entry.files.read_processes() {
             processes.vmm.kill();
         }

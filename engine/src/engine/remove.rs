@@ -5,6 +5,7 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
+use super::repair::end_sandbox;
 use super::{Engine, Entry, make_folder};
 use crate::error::{Error, cannot};
 use crate::layout::{Layout, short};
@@ -41,7 +42,10 @@ impl Engine {
             }
             thread::sleep(LOOK_AGAIN);
         };
-        let _ = fs::remove_dir_all(&entry.files.sandbox);
+        // A monitor that has just been killed has left what nobody has put in order yet.
+        if entry.files.sandbox.exists() {
+            end_sandbox(&entry.files, entry.config.isolation);
+        }
         discard(&self.layout, &entry.files, &entry.config)
     }
 

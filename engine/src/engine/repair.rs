@@ -101,7 +101,7 @@ impl Engine {
 
 /// Ends what a monitor has left of its sandbox. One without a virtual machine may have left a control
 /// group; what is mounted and what runs in it has gone with its processes.
-fn end_sandbox(files: &Files, isolation: Isolation) {
+pub(super) fn end_sandbox(files: &Files, isolation: Isolation) {
     let id = files.sandbox.file_name().and_then(|name| name.to_str());
     if let Some(id) = id.filter(|_| isolation == Isolation::Container) {
         // First: what it holds still does not end.
