@@ -17,7 +17,7 @@ use crate::error::{Error, cannot};
 use crate::layout::short;
 use crate::lock;
 use crate::monitor::{self, Connection, Message, Task};
-use crate::record::{Config, Isolation};
+use crate::record::Isolation;
 
 /// How to start a container.
 #[derive(Debug, Clone, Copy, Default)]
@@ -99,7 +99,9 @@ impl Engine {
         };
         let forked = match entry.config.isolation {
             Isolation::Vm => None,
-            Isolation::Container if shows_its_runtime(&entry.config) => None,
+            // A program of the container can be this one (`#!/proc/self/exe`), and would write to it as soon as nobody
+            // executes it any more: there the monitor is executed from where nobody can.
+            Isolation::Container if self_exe::is_writable()? => None,
             // What it would have to find out again is there, and the container starts in milliseconds.
             Isolation::Container => {
                 let stdio = [theirs.as_fd(), lock.as_fd(), complaints.as_fd()];
@@ -218,18 +220,6 @@ impl Started {
             )),
         }
     }
-}
-
-/// Whether programs in a container on the host may look into processes that are ours: the monitor's program is
-/// then a copy that cannot be written to.
-fn shows_its_runtime(config: &Config) -> bool {
-    let process = config.spec.process.as_ref();
-    let capabilities = process.and_then(|process| process.capabilities.as_ref());
-    let may_trace = capabilities.is_some_and(|sets| {
-        let traces = |name: &String| name == "CAP_SYS_PTRACE";
-        sets.bounding.iter().any(traces)
-    });
-    config.init || may_trace
 }
 
 /// Waits for the end of a child of ours; nobody else waits for it.
