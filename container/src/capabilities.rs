@@ -1,5 +1,7 @@
 //! The kernel's capabilities(7) by name.
 
+use rustix::io::Errno;
+
 use crate::error::Error;
 use crate::spec::Capabilities;
 
@@ -131,6 +133,14 @@ pub(crate) fn sets(capabilities: Option<&Capabilities>, available: u64) -> Resul
         let problem = "it has a capability that process.capabilities.permitted lacks";
         return Err(Error::invalid("process.capabilities.effective", problem));
     }
+    if sets.inheritable & !sets.bounding != 0 {
+        // The kernel would say so only when the program is about to run.
+        return Err(Error::step(
+            "give the program",
+            "process.capabilities.inheritable, which process.capabilities.bounding has not all of",
+            Errno::PERM,
+        ));
+    }
     // The kernel takes only these, and Docker's older configurations have more.
     sets.ambient &= sets.permitted & sets.inheritable;
     Ok(sets)
@@ -192,6 +202,22 @@ mod tests {
         };
         let read = sets(Some(&capabilities), 1).expect("valid");
         assert_eq!((read.permitted, read.effective, read.ambient), (1, 1, 0));
+    }
+
+    #[test]
+    fn sets_when_more_is_inheritable_than_bounding_then_refused_as_the_kernel_would() {
+        let capabilities = Capabilities {
+            bounding: list(&["CAP_BPF"]),
+            inheritable: list(&["CAP_CHOWN"]),
+            ..Capabilities::default()
+        };
+        let error = sets(Some(&capabilities), ALL)
+            .expect_err("more")
+            .to_string();
+        assert!(
+            error.contains("bounding") && error.contains("not permitted"),
+            "{error}"
+        );
     }
 
     #[test]

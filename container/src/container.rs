@@ -23,7 +23,7 @@ use crate::open::{self, Record};
 use crate::plan::{Plan, Remaining};
 use crate::prepare;
 use crate::rootless;
-use crate::seccomp::{self, Filter};
+use crate::seccomp::{self, Filter, Listener};
 use crate::spec::{Linux, NamespaceKind, Process, Resources, Spec};
 
 /// How long a first process that was killed is given to end: it may sit in a call that cannot be interrupted.
@@ -44,6 +44,8 @@ pub struct Container {
     /// `CLONE_NEW*` of the namespaces that are not the parent's.
     pub(crate) namespaces: i32,
     pub(crate) seccomp: Option<Filter>,
+    /// Who decides where that asks.
+    pub(crate) listener: Option<Listener>,
     pub(crate) personality: Option<c_ulong>,
     /// Whether a process of it may look into all others, those that are not its own yet among them.
     pub(crate) may_trace: AtomicBool,
@@ -106,6 +108,7 @@ impl Container {
             hooks: None,
             namespaces: prepared.namespaces.flags(),
             seccomp: prepared.seccomp,
+            listener: prepared.listener,
             personality: prepared.personality,
             may_trace: AtomicBool::new(prepared.may_trace),
             cgroup,
@@ -136,7 +139,7 @@ impl Container {
         record: &Record,
         (id, spec): (&str, &Spec),
         (pid, pidfd): (Pid, OwnedFd),
-        (cgroup, hooks): (Option<Cgroup>, Option<Hooks>),
+        (cgroup, hooks, listener): (Option<Cgroup>, Option<Hooks>, Option<Listener>),
     ) -> Result<Container, Error> {
         let linux = spec.linux.as_ref();
         let filter = linux.and_then(|linux| linux.seccomp.as_ref());
@@ -152,6 +155,7 @@ impl Container {
             hooks,
             namespaces: linux.map_or(0, namespaces::flags),
             seccomp: filter.map(seccomp::compile).transpose()?,
+            listener,
             personality: linux.map_or(Ok(None), prepare::personality)?,
             // Others may have executed programs that may.
             may_trace: AtomicBool::new(true),
@@ -197,6 +201,7 @@ impl Container {
             match child::receive(channel).map_err(|e| Error::step("hear from", &*self.id, e))? {
                 Message::Ready => return Ok(()),
                 Message::Terminal(master) => self.terminal = Some(master),
+                Message::Listener(descriptor) => self.tell_listener(&descriptor, self.pid)?,
                 Message::Hooks => {
                     self.hooks = hooks.take();
                     for point in hooks::CREATING {
@@ -246,6 +251,12 @@ impl Container {
                 .run_hooks(Point::Poststart)
                 .inspect_err(|_| drop(self.delete())),
         }
+    }
+
+    /// Gives who decides about system calls the descriptor of a process.
+    pub(crate) fn tell_listener(&self, descriptor: &OwnedFd, pid: Pid) -> Result<(), Error> {
+        let listener = self.listener.as_ref();
+        listener.map_or(Ok(()), |listener| listener.tell(descriptor, pid, self.pid))
     }
 
     fn run_hooks(&self, point: Point) -> Result<(), Error> {

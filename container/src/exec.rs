@@ -117,6 +117,8 @@ impl Exec {
 
         // A process that shares memory cannot change its clocks, and is for nobody to write to.
         let borrows = container.namespaces & NamespaceKind::Time.flag() == 0
+            // This process stands still while its memory is borrowed, and could not tell who listens.
+            && container.listener.is_none()
             && !container.may_trace.load(Ordering::Relaxed);
         container.may_trace.fetch_or(will_trace, Ordering::Relaxed);
         let cgroup = group.and_then(Cgroup::directory);
@@ -125,7 +127,9 @@ impl Exec {
             pid,
             pidfd,
             terminal,
-        } = execute(plan, cgroup, pids, borrows)?;
+        } = execute(plan, cgroup, pids, borrows, |listener, pid| {
+            container.tell_listener(listener, pid)
+        })?;
         Ok(Exec {
             pid,
             pidfd,

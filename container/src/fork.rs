@@ -65,12 +65,14 @@ pub(crate) struct Executed {
 }
 
 /// Starts a process that carries a plan out, in a process namespace that exists if one is given, and returns when it has
-/// executed the program. Meanwhile it borrows the memory of this process, unless it is not to.
+/// executed the program. Meanwhile it borrows the memory of this process, unless it is not to. If its system calls are somebody
+/// else's to decide about, that one is told.
 pub(crate) fn execute(
     plan: Plan,
     cgroup: Option<BorrowedFd<'_>>,
     pids: Option<BorrowedFd<'_>>,
     borrows: bool,
+    told: impl Fn(&OwnedFd, Pid) -> Result<(), Error>,
 ) -> Result<Executed, Error> {
     hide_memory()?;
     let opens_terminal = |operation: &Operation| matches!(operation, Operation::Terminal { .. });
@@ -111,6 +113,14 @@ pub(crate) fn execute(
         loop {
             match child::receive(&channel).map_err(failed_to_hear)? {
                 Message::Terminal(master) => terminal = Some(master),
+                Message::Listener(descriptor) => {
+                    if let Err(error) = told(&descriptor, pid) {
+                        // Nobody would answer it.
+                        let _ = send_signal(&pidfd, libc::SIGKILL, || format!("process {pid}"));
+                        Started::reap(&pidfd);
+                        return Err(error);
+                    }
+                }
                 Message::Failed { operation, error } => failed = Some((operation, error)),
                 Message::Ready | Message::Hooks => {}
                 Message::Gone => break,

@@ -40,6 +40,7 @@ pub fn seccomp_actions() -> Vec<SeccompAction> {
         A::KillThread,
         A::KillProcess,
         A::Log,
+        A::Notify,
         A::Trace,
         A::Trap,
     ]

@@ -14,6 +14,7 @@ use crate::create::Bundle;
 use crate::error::Error;
 use crate::hooks::{self, Hooks, Point};
 use crate::plan::Remaining;
+use crate::seccomp::Listener;
 use crate::spec::Spec;
 use crate::sys;
 
@@ -112,7 +113,9 @@ impl Container {
         Ok(match process {
             None => Opened::Ended(Remains { cgroup, hooks }),
             Some(process) => {
-                let container = Container::opened(record, (id, spec), process, (cgroup, hooks))?;
+                let listener = Listener::read(id, spec, bundle.as_ref())?;
+                let known = (cgroup, hooks, listener);
+                let container = Container::opened(record, (id, spec), process, known)?;
                 Opened::Alive(Box::new(container))
             }
         })

@@ -19,6 +19,8 @@ use crate::sys;
 pub enum Message {
     /// It opened a terminal, and this is the master.
     Terminal(OwnedFd),
+    /// It is under a filter that asks, and this is how it is answered.
+    Listener(OwnedFd),
     /// It waits for hooks to be run.
     Hooks,
     /// All but the start is done.
@@ -37,6 +39,7 @@ pub enum Message {
 const READY: u32 = u32::MAX;
 const TERMINAL: u32 = u32::MAX - 1;
 const HOOKS: u32 = u32::MAX - 2;
+const LISTENER: u32 = u32::MAX - 3;
 
 pub(super) fn report_failure(channel: BorrowedFd, (operation, error): Failure) {
     let message = encode(u32::try_from(operation).unwrap_or(0), error.raw_os_error());
@@ -54,11 +57,19 @@ pub(super) fn await_hooks(channel: BorrowedFd) -> Result<(), Errno> {
 }
 
 pub(super) fn report_terminal(channel: BorrowedFd, master: &OwnedFd) -> Result<(), Errno> {
-    let message = encode(TERMINAL, 0);
+    hand_over(channel, TERMINAL, master)
+}
+
+pub(super) fn report_listener(channel: BorrowedFd, listener: &OwnedFd) -> Result<(), Errno> {
+    hand_over(channel, LISTENER, listener)
+}
+
+fn hand_over(channel: BorrowedFd, what: u32, descriptor: &OwnedFd) -> Result<(), Errno> {
+    let message = encode(what, 0);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let master = [master.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&master));
+    let descriptor = [descriptor.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&descriptor));
     sendmsg(
         channel,
         &[IoSlice::new(&message)],
@@ -116,10 +127,10 @@ pub fn receive(channel: impl AsFd) -> Result<Message, Errno> {
             result => break result?.bytes,
         }
     };
-    let mut terminal = None;
+    let mut descriptor = None;
     for ancillary in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = ancillary {
-            terminal = fds.last();
+            descriptor = fds.last();
         }
     }
     if length == 0 {
@@ -131,7 +142,8 @@ pub fn receive(channel: impl AsFd) -> Result<Message, Errno> {
     Ok(match operation {
         READY => Message::Ready,
         HOOKS => Message::Hooks,
-        TERMINAL => Message::Terminal(terminal.ok_or(Errno::BADF)?),
+        TERMINAL => Message::Terminal(descriptor.ok_or(Errno::BADF)?),
+        LISTENER => Message::Listener(descriptor.ok_or(Errno::BADF)?),
         operation => Message::Failed {
             operation: operation as usize,
             error: Errno::from_raw_os_error(error),

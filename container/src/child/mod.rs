@@ -185,7 +185,10 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         }
         O::Ready { gate } => process::report_ready(state, *gate),
         O::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
-        O::Seccomp { program, flags } => sys::load_seccomp(program, *flags),
+        O::Seccomp { program, flags } => match sys::load_seccomp(program, *flags)? {
+            Some(listener) => channel::report_listener(state.channel()?, &listener),
+            None => Ok(()),
+        },
         O::Capabilities(sets) => process::set_capability_sets(sets),
         O::Init => init::fork(),
         O::Execute => Err(process::execute(state.program)),

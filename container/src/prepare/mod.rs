@@ -24,7 +24,7 @@ use crate::hooks::{self, Hooks};
 use crate::namespaces::Namespaces;
 use crate::plan::{Operation as O, Plan};
 use crate::rootless;
-use crate::seccomp::{self, Filter};
+use crate::seccomp::{self, Filter, Listener};
 use crate::spec::{Linux, NamespaceKind, Process, Spec};
 
 pub(crate) use cgroup::place;
@@ -38,6 +38,7 @@ pub(crate) struct Prepared {
     pub namespaces: Namespaces,
     /// The compiled filter, for programs executed later.
     pub seccomp: Option<Filter>,
+    pub listener: Option<Listener>,
     pub limits: Limits,
     pub hooks: Option<Hooks>,
     pub may_trace: bool,
@@ -118,6 +119,7 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         unavailable.iter().for_each(bundle.warn);
     }
     let seccomp = linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let listener = Listener::read(create.id, spec, create.bundle.as_ref())?;
     let mut tail = Tail::prepare(process, seccomp.clone(), available)?;
     tail.open_terminal(&stdio, true, &mut operations);
     sysctl::set(spec, linux, &namespaces, &layout, &mut operations)?;
@@ -167,6 +169,7 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         plan,
         namespaces,
         seccomp,
+        listener,
         limits,
         hooks,
         may_trace,

@@ -222,15 +222,22 @@ impl Tail {
             // Who changes its user is not tied any more. The gate does not open for who comes too late for this.
             operations.push(O::DieWithParent);
         }
+        // Otherwise as late as can be: what comes after it, it has to allow. Who decides is to be there before the start.
+        let is_early = self.filter.as_ref().is_some_and(Filter::has_listener);
+        let mut filter = Vec::with_capacity(2);
+        if self.no_new_privileges {
+            filter.push(O::NoNewPrivileges);
+        }
+        if let Some(Filter { program, flags }) = self.filter {
+            filter.push(O::Seccomp { program, flags });
+        }
+        if is_early {
+            operations.append(&mut filter);
+        }
         if gate {
             operations.push(O::Ready { gate });
         }
-        if self.no_new_privileges {
-            operations.push(O::NoNewPrivileges);
-        }
-        if let Some(Filter { program, flags }) = self.filter {
-            operations.push(O::Seccomp { program, flags });
-        }
+        operations.append(&mut filter);
         operations.push(O::Capabilities(last));
         if init {
             operations.push(O::Init);

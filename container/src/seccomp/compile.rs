@@ -25,6 +25,15 @@ pub(crate) struct Filter {
     pub flags: u32,
 }
 
+impl Filter {
+    /// Whether who loads it gets a descriptor for who decides.
+    pub fn has_listener(&self) -> bool {
+        self.flags & NEW_LISTENER != 0
+    }
+}
+
+/// `SECCOMP_FILTER_FLAG_NEW_LISTENER`
+const NEW_LISTENER: u32 = 8;
 /// `BPF_MAXINSNS`
 const MAX_INSTRUCTIONS: usize = 4096;
 
@@ -87,16 +96,7 @@ pub(crate) fn compile(seccomp: &Seccomp) -> Result<Filter, Error> {
 }
 
 fn compile_for(seccomp: &Seccomp, has_32_bit_programs: bool) -> Result<Filter, Error> {
-    if seccomp
-        .listener_path
-        .as_ref()
-        .is_some_and(|path| !path.is_empty())
-    {
-        return Err(Error::invalid(
-            "linux.seccomp.listenerPath",
-            "listeners are not supported",
-        ));
-    }
+    let listens = has_listener(seccomp)?;
     let default = answer(seccomp.default_action, seccomp.default_errno_ret)
         .map_err(|problem| Error::invalid("linux.seccomp.defaultAction", problem))?;
     let mut rules: HashMap<&str, Vec<(&SeccompRule, u32)>> = HashMap::new();
@@ -131,8 +131,34 @@ fn compile_for(seccomp: &Seccomp, has_32_bit_programs: bool) -> Result<Filter, E
     }
     Ok(Filter {
         program: program.into(),
-        flags: flags(&seccomp.flags)?,
+        flags: flags(&seccomp.flags)? | if listens { NEW_LISTENER } else { 0 },
     })
+}
+
+/// Whether somebody else decides about some calls.
+fn has_listener(seccomp: &Seccomp) -> Result<bool, Error> {
+    let asks = |rule: &SeccompRule| rule.action == SeccompAction::Notify;
+    if seccomp.default_action == SeccompAction::Notify {
+        let problem = "who listens would be asked about the call that tells where to listen";
+        return Err(Error::invalid("linux.seccomp.defaultAction", problem));
+    }
+    for (i, rule) in seccomp.syscalls.iter().enumerate() {
+        if asks(rule) && rule.names.iter().any(|name| name == "sendmsg") {
+            let problem =
+                "sendmsg cannot be asked about: who listens is told by it where to listen";
+            return Err(Error::invalid(
+                format!("linux.seccomp.syscalls[{i}]"),
+                problem,
+            ));
+        }
+    }
+    let is_asked = seccomp.syscalls.iter().any(asks);
+    let path = seccomp.listener_path.as_deref().unwrap_or_default();
+    if is_asked && path.is_empty() {
+        let problem = "there is none, and SCMP_ACT_NOTIFY is used: nobody could decide";
+        return Err(Error::invalid("linux.seccomp.listenerPath", problem));
+    }
+    Ok(is_asked)
 }
 
 fn flags(names: &[String]) -> Result<u32, Error> {
@@ -172,7 +198,7 @@ fn answer(action: SeccompAction, data: Option<u32>) -> Result<u32, String> {
         SeccompAction::Trace => 0x7ff0_0000 | data,
         SeccompAction::Log => 0x7ffc_0000,
         SeccompAction::Allow => 0x7fff_0000,
-        SeccompAction::Notify => return Err("SCMP_ACT_NOTIFY is not supported".into()),
+        SeccompAction::Notify => 0x7fc0_0000,
     })
 }
 
@@ -583,6 +609,7 @@ mod tests {
                 architectures: vec!["SCMP_ARCH_X86".into()],
                 flags: Vec::new(),
                 listener_path: None,
+                listener_metadata: None,
                 syscalls,
             }
         })
@@ -645,6 +672,7 @@ mod tests {
             architectures: Vec::new(),
             flags: Vec::new(),
             listener_path: None,
+            listener_metadata: None,
             syscalls: names.iter().enumerate().map(rule).collect(),
         };
         let program = compile(&seccomp).unwrap().program;
@@ -681,11 +709,14 @@ mod tests {
             change(&mut seccomp);
             compile(&seccomp).unwrap_err().to_string()
         };
-        let notify = error(|s| s.syscalls[1].action = SeccompAction::Notify);
-        assert!(
-            notify.starts_with("linux.seccomp.syscalls[1]: "),
-            "{notify}"
-        );
+        let notify = |s: &mut Seccomp| s.syscalls[1].action = SeccompAction::Notify;
+        assert!(error(notify).starts_with("linux.seccomp.listenerPath: "));
+        let early = error(|s| {
+            s.syscalls[1].action = SeccompAction::Notify;
+            s.syscalls[1].names = vec!["sendmsg".into()];
+        });
+        assert!(early.starts_with("linux.seccomp.syscalls[1]: "), "{early}");
+        assert!(error(|s| s.default_action = SeccompAction::Notify).contains("defaultAction"));
         assert!(error(|s| s.syscalls[1].args[0].index = 6).contains("0 to 5"));
         assert!(
             error(|s| s.architectures.push("SCMP_ARCH_ARM".into())).contains("architectures[3]")

@@ -2,9 +2,11 @@
 //! the small programs that the kernel runs at each call.
 
 mod compile;
+mod listener;
 mod profile;
 mod syscalls;
 
 pub use profile::{Profile, docker_default};
 
 pub(crate) use compile::{ARCHITECTURES, FLAGS, Filter, compile};
+pub(crate) use listener::Listener;

@@ -93,6 +93,7 @@ impl Profile {
             architectures,
             flags: self.flags.clone(),
             listener_path: None,
+            listener_metadata: None,
             syscalls: self.syscalls.iter().filter(applies).map(rule).collect(),
         }
     }

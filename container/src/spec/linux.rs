@@ -450,9 +450,12 @@ pub struct Seccomp {
     /// `SECCOMP_FILTER_FLAG_LOG` and the like.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
-    /// Refused unless none: nobody listens.
+    /// The Unix socket of who decides on `SCMP_ACT_NOTIFY`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listener_path: Option<String>,
+    /// What that one is told besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listener_metadata: Option<String>,
     /// The rules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub syscalls: Vec<SeccompRule>,
@@ -476,7 +479,7 @@ pub enum SeccompAction {
     /// Its tracer is asked; without one it gets ENOSYS.
     #[serde(rename = "SCMP_ACT_TRACE")]
     Trace,
-    /// Somebody else decides; refused.
+    /// Who listens decides.
     #[serde(rename = "SCMP_ACT_NOTIFY")]
     Notify,
     /// It is made, and logged.

@@ -550,8 +550,8 @@ pub struct Instruction {
     pub value: u32,
 }
 
-/// Puts this process and its children under a filter.
-pub fn load_seccomp(program: &[Instruction], flags: u32) -> Result<(), Errno> {
+/// Puts this process and its children under a filter. The descriptor for who decides, if there is to be one.
+pub fn load_seccomp(program: &[Instruction], flags: u32) -> Result<Option<OwnedFd>, Errno> {
     let Ok(length) = u16::try_from(program.len()) else {
         return Err(Errno::INVAL);
     };
@@ -566,16 +566,22 @@ pub fn load_seccomp(program: &[Instruction], flags: u32) -> Result<(), Errno> {
     };
     // SAFETY: the structure is as the kernel has it and points to as many instructions as it says; all live through the
     // call, and the kernel checks the program itself.
-    check(unsafe {
+    let result = check(unsafe {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
             flags,
             ptr::from_ref(&program),
         )
-    })
-    .map(drop)
+    })?;
+    if libc::c_ulong::from(flags) & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    let listener = RawFd::try_from(result).map_err(|_| Errno::BADF)?;
+    // SAFETY: with this flag the kernel returns a new descriptor, which is nobody else's.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(listener) }))
 }
+
 /// Loads a program that decides about devices (`BPF_PROG_TYPE_CGROUP_DEVICE`): 64-bit instructions of eBPF.
 pub fn load_device_program(instructions: &[u64]) -> Result<OwnedFd, Errno> {
     const BPF_PROG_LOAD: c_int = 5;
