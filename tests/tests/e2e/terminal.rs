@@ -79,11 +79,25 @@ fn expect_last_code(terminal: &mut Terminal, code: u8) {
     terminal.wait_for("# ");
 }
 
+/// A shell in a container of this kind, on a terminal of its own.
+fn shell(home: &Home, isolation: &str) -> (Terminal, Child) {
+    let run = ["run", "--isolation", isolation, "--rm", "-it", "--name"];
+    on_terminal(home, &[&run[..], &["box", "busybox"]].concat())
+}
+
 #[test]
 fn terminal_when_containers_programs_have_it_then_keys_and_sizes_reach_them() {
+    try_programs("vm");
+}
+
+#[test]
+fn terminal_on_the_host_when_programs_have_it_then_keys_and_sizes_reach_them() {
+    try_programs("container");
+}
+
+fn try_programs(isolation: &str) {
     let home = Home::with_busybox();
-    let (mut terminal, mut run) =
-        on_terminal(&home, &["run", "--rm", "-it", "--name", "box", "busybox"]);
+    let (mut terminal, mut run) = shell(&home, isolation);
     terminal.wait_for("# ");
     assert!(terminal.is_raw());
     try_keys_and_sizes(&mut terminal);
@@ -104,9 +118,17 @@ fn terminal_when_containers_programs_have_it_then_keys_and_sizes_reach_them() {
 
 #[test]
 fn terminal_when_left_taken_away_or_killed_then_it_is_restored() {
+    try_leaving("vm");
+}
+
+#[test]
+fn terminal_on_the_host_when_left_taken_away_or_killed_then_it_is_restored() {
+    try_leaving("container");
+}
+
+fn try_leaving(isolation: &str) {
     let home = Home::with_busybox();
-    let (mut terminal, mut run) =
-        on_terminal(&home, &["run", "--rm", "-it", "--name", "box", "busybox"]);
+    let (mut terminal, mut run) = shell(&home, isolation);
     terminal.wait_for("# ");
     terminal.type_in(CTRL_P);
     terminal.type_in(CTRL_Q);
