@@ -10,7 +10,7 @@ use std::process::{Command, ExitStatus};
 use bulkhead_tests::faithful::{EXIT_BASE, EXIT_MAX, EXIT_PORT, read_plan};
 use bulkhead_tests::net;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{WaitOptions, wait};
 
 fn main() {
@@ -29,6 +29,7 @@ fn main() {
 }
 
 fn run() -> io::Result<u8> {
+    leave_initramfs()?;
     for (kind, at) in [
         ("devtmpfs", "/dev"),
         ("proc", "/proc"),
@@ -75,6 +76,17 @@ fn run() -> io::Result<u8> {
             return Ok(code(ExitStatus::from_raw(status.as_raw())));
         }
     }
+}
+
+/// Makes the root a mount like others: containers pivot from it, and nobody can from the first one that a kernel has.
+fn leave_initramfs() -> io::Result<()> {
+    let root = "/root-of-all";
+    fs::create_dir_all(root)?;
+    mount_bind("/", root)?;
+    std::env::set_current_dir(root)?;
+    mount_move(".", "/")?;
+    rustix::process::chroot(".")?;
+    std::env::set_current_dir("/")
 }
 
 /// A VM that never runs, kept for as long as there are others.

@@ -37,7 +37,7 @@ pub const EXIT_BASE: u8 = 16;
 pub const EXIT_MAX: u8 = 127 - EXIT_BASE;
 
 /// The modules every test may count on.
-const MODULES: [&str; 3] = ["kvm-amd", "tun", "irqbypass"];
+const MODULES: [&str; 6] = ["kvm-amd", "tun", "irqbypass", "loop", "erofs", "overlay"];
 /// Modules some kernels have and others have built in or do not need.
 const OPTIONAL_MODULES: [&str; 1] = ["ccp"];
 
