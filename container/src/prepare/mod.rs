@@ -63,6 +63,14 @@ pub(crate) fn container(create: &mut Create) -> Result<Prepared, Error> {
         .as_ref()
         .map_or(Version::Two, Location::version);
     let limits = match &linux.resources {
+        // The first process mounts its root when it is in its group already.
+        Some(resources) if !resources.devices.is_empty() => {
+            let mut resources = resources.clone();
+            resources
+                .devices
+                .append(&mut rootfs::devices(&create.rootfs)?);
+            Limits::read(&resources, version)?
+        }
         Some(resources) => Limits::read(resources, version)?,
         None => Limits::none(version),
     };

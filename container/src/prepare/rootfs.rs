@@ -2,16 +2,16 @@
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, major, minor, stat};
 use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, open_tree};
 
 use super::{absolute, c_string, options};
 use crate::create::{Lower, Rootfs, Upper};
 use crate::error::Error;
 use crate::plan::Operation as O;
-use crate::spec::{Linux, Spec};
+use crate::spec::{DeviceKind, DeviceRule, Linux, Spec};
 use crate::sys::{self, MountAttributes};
 
 /// What the way to the root filesystem depends on.
@@ -28,6 +28,32 @@ impl Way {
     pub fn is_later(self) -> bool {
         self.interrupted || self.confined
     }
+}
+
+/// Rules that let a container's group use the disks of its root.
+pub fn devices(rootfs: &Rootfs) -> Result<Vec<DeviceRule>, Error> {
+    let Rootfs::Overlay { lower, upper, .. } = rootfs else {
+        return Ok(Vec::new());
+    };
+    let mut disks = Vec::new();
+    if let Lower::BlockDevice(path) = lower {
+        disks.push((path, "r"));
+    }
+    if let Upper::Disk(path) = upper {
+        disks.push((path, "rw"));
+    }
+    let rule = |(path, access): (&PathBuf, &str)| {
+        let found =
+            stat(path).map_err(|e| Error::step("look at", path.display().to_string(), e))?;
+        Ok(DeviceRule {
+            allow: true,
+            kind: DeviceKind::Block,
+            major: Some(major(found.st_rdev).into()),
+            minor: Some(minor(found.st_rdev).into()),
+            access: Some(access.to_owned()),
+        })
+    };
+    disks.into_iter().map(rule).collect()
 }
 
 /// Makes the root filesystem the root.
