@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
+use crate::extract::ExtractError;
 use crate::layers::DiskError;
 use crate::manifest::ManifestError;
 use crate::reference::ReferenceError;
@@ -65,6 +66,14 @@ pub enum Error {
     /// A blob that ought to be in the store.
     #[error("the store has lost blob {0}; pull or load the image again")]
     Lost(Digest),
+    /// An image's disk cannot become a folder.
+    #[error("cannot extract the files of image {image}: {source}")]
+    Tree {
+        /// Which image.
+        image: String,
+        /// Why.
+        source: ExtractError,
+    },
     /// A manifest, index or configuration that is not sound.
     #[error("cannot use {what}: {problem}")]
     Manifest {

@@ -9,6 +9,7 @@ pub mod archive;
 pub mod digest;
 pub mod erofs;
 mod error;
+pub mod extract;
 pub mod inspect;
 pub mod layers;
 pub mod manifest;

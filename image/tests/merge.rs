@@ -5,10 +5,11 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bulkhead_image::extract::{ROOT, extract};
 use proptest::prelude::*;
 use support::archive::{Archive, Header, file, header, link};
 use support::disk::{bytes, can_mount, checked, mounted};
-use support::tree::{Links, Seen, see};
+use support::tree::{Links, Seen, in_a_folder, see};
 
 /// Something that a layer says.
 #[derive(Debug, Clone)]
@@ -365,6 +366,16 @@ fn same_tree(layers: &[Vec<Entry>]) -> Result<(), TestCaseError> {
             .filter(|path| !seen.contains_key(*path))
             .collect();
         prop_assert!(missing.is_empty(), "missing: {missing:?}");
+        // And in a folder, if it cannot be mounted.
+        let folder = tempfile::tempdir().expect("a folder");
+        extract(disk.as_file(), folder.path()).expect("extracted");
+        let seen = in_a_folder(see(&folder.path().join(ROOT)));
+        let expected = in_a_folder(expected);
+        prop_assert!(seen.keys().eq(expected.keys()), "the same names");
+        for (path, seen) in &seen {
+            let name = String::from_utf8_lossy(path);
+            prop_assert_eq!(Some(seen), expected.get(path), "extracted {}", name);
+        }
     }
     Ok(())
 }

@@ -116,6 +116,13 @@ impl Xattrs {
     }
 }
 
+/// The prefix of a name that has this number.
+pub(super) fn prefix(number: u8) -> Option<&'static [u8]> {
+    let mut all = PREFIXES.iter();
+    all.find(|(_, other)| *other == number)
+        .map(|(prefix, _)| *prefix)
+}
+
 /// A name as the number of its prefix and the rest.
 fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     if OVERLAY.iter().any(|prefix| name.starts_with(prefix)) {

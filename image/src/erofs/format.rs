@@ -70,6 +70,19 @@ impl FileType {
         }
     }
 
+    /// The type that `st_mode` tells, if it is one of these.
+    pub fn of_mode(mode: u16) -> Option<Self> {
+        let all = [
+            Self::Regular,
+            Self::Directory,
+            Self::Character,
+            Self::Block,
+            Self::Fifo,
+            Self::Symlink,
+        ];
+        all.into_iter().find(|kind| kind.mode() == mode & !0o7777)
+    }
+
     /// The type as a directory entry tells it.
     fn dirent(self) -> u8 {
         match self {
@@ -214,6 +227,11 @@ pub fn encode_device(major: u32, minor: u32) -> Option<u32> {
         .then_some(minor & 0xff | major << 8 | (minor & !0xff) << 12)
 }
 
+/// Major and minor number of a device as the kernel encodes it.
+pub fn decode_device(number: u32) -> (u32, u32) {
+    (number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xfff00)
+}
+
 /// The superblock.
 #[derive(Debug, Clone, Copy)]
 pub struct Superblock {
@@ -253,6 +271,52 @@ impl Superblock {
         let checksum = crc32c(at);
         put(at, 4, &checksum.to_le_bytes());
     }
+
+    /// What a disk's first block says, if it is one of ours and whole.
+    pub fn decode(block: &[u8; BLOCK_LEN]) -> Option<Self> {
+        let mut block = *block;
+        let at = &mut block[SUPERBLOCK_OFFSET..];
+        let checksum = u32_at(at, 4);
+        put(at, 4, &[0; 4]);
+        let is_ours = u32_at(at, 0) == MAGIC
+            && crc32c(at) == checksum
+            && u32::from(at[12]) == BLOCK.trailing_zeros()
+            && u64::from(u16_at(at, 14)) == ROOT_OFFSET / INODE_SLOT
+            && u32_at(at, 80) & !INCOMPAT_CHUNKED_FILE == 0;
+        let mut uuid = [0; 16];
+        uuid.copy_from_slice(&at[48..64]);
+        is_ours.then(|| Self {
+            inodes: u64_at(at, 16),
+            blocks: u32_at(at, 36),
+            build_time: super::attributes::Time {
+                seconds: u64_at(at, 24) as i64,
+                nanoseconds: u32_at(at, 32),
+            },
+            uuid,
+            chunks: u32_at(at, 80) & INCOMPAT_CHUNKED_FILE != 0,
+        })
+    }
+}
+
+/// A number in bytes that there are.
+pub fn u16_at(at: &[u8], offset: usize) -> u16 {
+    let mut bytes = [0; 2];
+    bytes.copy_from_slice(&at[offset..offset + 2]);
+    u16::from_le_bytes(bytes)
+}
+
+/// The same, of four bytes.
+pub fn u32_at(at: &[u8], offset: usize) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&at[offset..offset + 4]);
+    u32::from_le_bytes(bytes)
+}
+
+/// The same, of eight bytes.
+pub fn u64_at(at: &[u8], offset: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&at[offset..offset + 8]);
+    u64::from_le_bytes(bytes)
 }
 
 fn put(at: &mut [u8], offset: usize, bytes: &[u8]) {
@@ -285,5 +349,29 @@ mod tests {
         assert_eq!(encode_device(0xabc, 0xdef12), Some(0xdefa_bc12));
         assert_eq!(encode_device(1 << 12, 0), None);
         assert_eq!(encode_device(0, 1 << 20), None);
+        for device in [(0, 0), (8, 1), (0xabc, 0xdef12), (0xfff, 0xfffff)] {
+            let number = encode_device(device.0, device.1).expect("small");
+            assert_eq!(decode_device(number), device);
+        }
+    }
+
+    #[test]
+    fn superblock_when_read_again_then_the_same_and_damaged_is_none() {
+        let superblock = Superblock {
+            inodes: 7,
+            blocks: 9,
+            build_time: super::super::attributes::Time {
+                seconds: -5,
+                nanoseconds: 6,
+            },
+            uuid: [3; 16],
+            chunks: true,
+        };
+        let mut block = [0; BLOCK_LEN];
+        superblock.encode(&mut block);
+        let read = Superblock::decode(&block).expect("whole");
+        assert_eq!(format!("{read:?}"), format!("{superblock:?}"));
+        block[BLOCK_LEN - 1] ^= 1;
+        assert!(Superblock::decode(&block).is_none());
     }
 }

@@ -24,11 +24,14 @@
 //!   Overlayfs's own are left out, because a disk is the lower layer of an overlay and they would be
 //!   obeyed there.
 //! - **A function of its input**: no clock, no random number, no order of a hash table.
+//!
+//! Disks are read by the kernel, and, where that cannot, by [`Reader`].
 
 mod attributes;
 mod directory;
 mod format;
 mod output;
+mod read;
 mod space;
 mod sparse;
 mod writer;
@@ -37,6 +40,7 @@ pub use attributes::{Attributes, Time, XattrError, Xattrs};
 pub use directory::{Child, Directories};
 pub use format::{FileType, NAME_LEN};
 pub use output::ReadAt;
+pub use read::{Contents, Extent, Node, ReadError, Reader, Xattr};
 pub use sparse::Piece;
 pub use writer::{Inode, Special, Writer, Written};
 

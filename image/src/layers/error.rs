@@ -97,7 +97,7 @@ pub struct Shown(Vec<u8>);
 impl Shown {
     const MAX_LEN: usize = 200;
 
-    pub(super) fn new(name: &[u8]) -> Self {
+    pub(crate) fn new(name: &[u8]) -> Self {
         Self(name[..name.len().min(Self::MAX_LEN + 1)].to_vec())
     }
 }

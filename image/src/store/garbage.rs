@@ -49,7 +49,8 @@ struct Kept {
 impl Store {
     /// Removes blobs and disks that belong to no image, to no container and to no lease, and what
     /// killed processes left. `in_use` tells the manifests that containers are made of; it is asked
-    /// while nothing can become garbage or cease to be.
+    /// while nothing can become garbage or cease to be. Trees of a user namespace can be removed in there alone: see
+    /// [`Store::has_dead_trees`].
     pub fn collect_garbage(&self, in_use: &dyn Fn() -> Result<Vec<Digest>>) -> Result<Garbage> {
         let guard = self.lock_exclusive()?;
         let mut kept = Kept::default();
@@ -86,6 +87,8 @@ impl Store {
                 garbage.remove(&path)?;
             }
         }
+        self.give_up_trees(&|chain| kept.disks.contains(chain))?;
+        garbage.bytes += self.remove_dead_trees()?;
         for path in files(&self.path("ingest"))? {
             let Some(file) = lock_abandoned(&path) else {
                 continue;

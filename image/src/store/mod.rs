@@ -5,6 +5,7 @@
 //! oci-layout, index.json      which images there are; other programs can read them
 //! blobs/sha256/HEX            manifests, configurations, layers as they came; never changed
 //! disks/CHAIN.erofs           the layers of an image as one file system
+//! trees/CHAIN.OWNERS/root     its files, where that cannot be mounted
 //! ingest/                     what is being fetched; survives its process, and is gone on with
 //! leases/, lock               who uses what
 //! ```
@@ -15,11 +16,11 @@
 
 mod blob;
 mod disk;
-
 mod garbage;
 mod index;
 mod layer;
 mod lock;
+mod tree;
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
@@ -34,6 +35,7 @@ pub use layer::LayerReader;
 pub(crate) use layer::decompress;
 use lock::Guard;
 pub use lock::{Held, Lease};
+pub use tree::Owners;
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result, in_manifest, io_error};
@@ -184,6 +186,17 @@ impl Store {
         let lease = self.lease()?;
         lease.hold(Held::Image(image.manifest.digest))?;
         self.record(&image.manifest, Some(name), image.source.as_ref())
+    }
+
+    /// The image with this manifest, whether or not it has a name.
+    pub fn image_of(&self, manifest: &Digest) -> Result<Image> {
+        let listed = self.read_index()?;
+        if let Some(entry) = listed.iter().find(|entry| entry.digest == *manifest) {
+            return self.read_image(entry);
+        }
+        let path = self.blob_path(manifest);
+        let found = fs::metadata(&path).map_err(|_| Error::Lost(*manifest))?;
+        self.read_image(&Descriptor::new("", *manifest, found.len()))
     }
 
     fn read_image(&self, entry: &Descriptor) -> Result<Image> {

@@ -36,6 +36,25 @@ pub enum Links {
     Count(u64),
 }
 
+/// What file systems that can be written keep of this: symbolic links have no permissions, only files and directories
+/// have attributes that anybody may set, and what a directory's link count means differs.
+pub fn in_a_folder(mut tree: BTreeMap<Vec<u8>, Seen>) -> BTreeMap<Vec<u8>, Seen> {
+    for seen in tree.values_mut() {
+        let kind = seen.mode & 0o170_000;
+        if kind == 0o120_000 {
+            seen.mode |= 0o777;
+            seen.mode &= !0o7000;
+        }
+        if !matches!(kind, 0o100_000 | 0o40_000) {
+            seen.xattrs.retain(|name, _| !name.starts_with(b"user."));
+        }
+        if let Links::Count(count) = &mut seen.links {
+            *count = 0;
+        }
+    }
+    tree
+}
+
 /// Everything below a directory, and itself as the empty name.
 pub fn see(root: &Path) -> BTreeMap<Vec<u8>, Seen> {
     let mut tree = BTreeMap::new();
