@@ -20,7 +20,9 @@ fn format(since: Duration) -> String {
 /// Year, month and day of a day, counted from the first of 1970.
 fn date(days: u64) -> (u64, u64, u64) {
     let (mut year, mut left) = (1970, days);
-    let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     loop {
         let length = if is_leap(year) { 366 } else { 365 };
         if left < length {

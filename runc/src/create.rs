@@ -16,6 +16,7 @@ use crate::descriptors::Descriptors;
 use crate::failure::{Failure, Outcome, cannot, warn};
 use crate::foreground::Foreground;
 use crate::place::{Kept, Place};
+use crate::systemd::Scope;
 use crate::terminal;
 use crate::{Globals, lifecycle};
 
@@ -141,11 +142,12 @@ impl<'a> Wanted<'a> {
         if let Some(process) = &mut spec.process {
             self.descriptors.tell(process);
         }
+        let group = cgroup::of(globals, &spec, &self.place.id)?;
         let create = Create {
             id: &self.place.id,
             spec: &spec,
             rootfs: Rootfs::Directory(rootfs.clone()),
-            cgroup: cgroup::of(globals, &spec, &self.place.id)?,
+            cgroup: group.location,
             stdio: stdio(spec.process.as_ref()),
             init: false,
             dies_with_parent: false,
@@ -156,20 +158,30 @@ impl<'a> Wanted<'a> {
             gate: apart.then(|| self.place.gate()),
             preserved: self.descriptors.numbers.clone(),
         };
-        let mut container = Container::create(create)?;
-        let kept = self.keep(&mut container);
-        kept.inspect_err(|_| drop(container.delete()))
-            .map(|master| (container, master))
+        let scope = group.held.as_ref().map(|held| held.scope.clone());
+        let made = Container::create(create).map_err(Failure::from);
+        // The container's first process is in there now, if it is anywhere.
+        drop(group.held);
+        let kept = made.and_then(|mut container| {
+            let kept = self.keep(&mut container, scope.clone());
+            kept.inspect_err(|_| drop(container.delete()))
+                .map(|master| (container, master))
+        });
+        if let (Err(_), Some(scope)) = (&kept, scope) {
+            let _ = scope.stop();
+        }
+        kept
     }
 
     /// Writes down what was made, and hands the terminal over.
-    fn keep(&self, container: &mut Container) -> Outcome<Option<OwnedFd>> {
+    fn keep(&self, container: &mut Container, scope: Option<Scope>) -> Outcome<Option<OwnedFd>> {
         let kept = Kept {
             record: container.record()?,
             bundle: self.source.bundle.clone(),
             rootfs: self.source.rootfs.clone(),
             created: clock::now(),
             owner: getuid().as_raw(),
+            scope,
         };
         self.place.keep(&kept, &self.source.text)?;
         let master = container.take_terminal();

@@ -15,7 +15,7 @@ pub fn print() -> Outcome<u8> {
         "linux": {
             "namespaces": known::namespaces(),
             "capabilities": capabilities::all(),
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true},
             "seccomp": {
                 "enabled": true,
                 "actions": known::seccomp_actions(),

@@ -22,6 +22,7 @@ mod place;
 mod protection;
 mod show;
 mod signals;
+mod systemd;
 mod template;
 mod terminal;
 mod update;
@@ -98,6 +99,7 @@ fn perform(globals: &Globals, command: &str, arguments: &Arguments) -> Outcome<u
         "list" => return show::list(globals, arguments),
         "features" => return features::print(),
         "spec" => return template::write(arguments),
+        systemd::HOLD => return systemd::hold(),
         _ => {}
     }
     let id = arguments

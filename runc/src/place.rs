@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Outcome, cannot, warn};
+use crate::systemd::Scope;
 
 /// A container's directory.
 #[derive(Debug)]
@@ -31,6 +32,9 @@ pub struct Kept {
     pub created: String,
     /// Who made it.
     pub owner: u32,
+    /// The unit that systemd has of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
 }
 
 /// Where in its life a container is.
@@ -123,7 +127,14 @@ impl Place {
         self.directory.is_dir()
     }
 
+    /// Gives the name back, and what systemd has of the container.
     pub fn remove(&self) -> Outcome<()> {
+        if let Ok(Some(Kept {
+            scope: Some(scope), ..
+        })) = self.kept()
+        {
+            scope.stop()?;
+        }
         match fs::remove_dir_all(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed.map_err(cannot(format_args!("remove container {}", self.id))),

@@ -21,7 +21,12 @@ pub fn update(globals: &Globals, arguments: &Arguments, id: &str) -> Outcome<u8>
         None => from_options(arguments)?,
     };
     match place.open(&kept, false)?.0 {
-        Opened::Alive(container) => container.update(&resources)?,
+        Opened::Alive(container) => {
+            if let Some(scope) = &kept.scope {
+                scope.update(&resources)?;
+            }
+            container.update(&resources)?;
+        }
         Opened::Ended(_) => return Err(refuse(id, "update", "it is", Status::Stopped)),
     }
     Ok(0)

@@ -3,6 +3,7 @@
 use bulkhead_container::spec;
 
 use crate::arguments::{Opt, flag, value};
+use crate::systemd;
 
 /// Options before the command.
 pub const GLOBAL: &[Opt] = &[
@@ -146,6 +147,8 @@ pub const COMMANDS: &[Command] = &[
         ],
     ),
     command("features", &[HELP_OPTION]),
+    // Our own, of which people need not know.
+    command(systemd::HOLD, &[]),
 ];
 
 pub fn version() -> String {

@@ -254,8 +254,16 @@ fn error_when_there_is_a_log_then_a_line_of_json_in_it() {
     assert!(line["time"].as_str().unwrap().ends_with('Z'));
     let error = runtime.fail(&["--log", "/no/such/place", "list"]);
     assert!(error.contains("/no/such/place"), "{error}");
+}
+
+#[test]
+fn group_when_systemd_could_not_have_it_then_refused_in_a_sentence() {
+    let runtime = Runtime::new();
+    let mut config = config("true");
+    config["linux"]["cgroupsPath"] = json!("/a/b");
+    runtime.configure(&config);
     let error = runtime.fail(&["--systemd-cgroup", "create", "a"]);
-    assert!(!error.is_empty());
+    assert!(error.contains("SLICE:PREFIX:NAME"), "{error}");
 }
 
 #[test]

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 pub struct Runtime {
     root: tempfile::TempDir,
     bundle: tempfile::TempDir,
+    /// Whose mounts it sees.
+    mounts_of: Option<u32>,
 }
 
 impl Runtime {
@@ -24,7 +26,15 @@ impl Runtime {
         Runtime {
             root: tempfile::tempdir().unwrap(),
             bundle,
+            mounts_of: None,
         }
+    }
+
+    /// One that sees the mounts of a process.
+    pub fn among_mounts_of(process: u32) -> Runtime {
+        let mut runtime = Runtime::new();
+        runtime.mounts_of = Some(process);
+        runtime
     }
 
     pub fn bundle(&self) -> &Path {
@@ -46,7 +56,17 @@ impl Runtime {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-runc"));
+        let program = env!("CARGO_BIN_EXE_bulkhead-runc");
+        let mut command = match self.mounts_of {
+            None => Command::new(program),
+            Some(process) => {
+                let mut command = Command::new("nsenter");
+                let mounts = format!("--mount=/proc/{process}/ns/mnt");
+                let folder = format!("--wd={}", self.bundle().display());
+                command.args([&mounts, &folder, "--", program]);
+                command
+            }
+        };
         command.arg("--root").arg(self.root.path()).args(arguments);
         command.current_dir(self.bundle());
         command
