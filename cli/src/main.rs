@@ -12,11 +12,12 @@ mod system;
 mod terminal;
 mod values;
 
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bulkhead_engine::volumes::staging;
-use bulkhead_engine::{Engine, monitor};
+use bulkhead_engine::{Engine, monitor, rootless};
 use clap::{CommandFactory, Parser, Subcommand};
 use dlmalloc::GlobalDlmalloc;
 
@@ -81,6 +82,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Work among the files of containers of who is not root
+    #[command(name = rootless::COMMAND, hide = true)]
+    InUserNamespace {
+        /// What to do
+        words: Vec<String>,
+    },
     /// Become a sandbox's file server
     #[command(name = staging::COMMAND, hide = true)]
     ServeFiles { staging: String },
@@ -130,6 +137,9 @@ fn main() -> ExitCode {
                 Ok(FAILED)
             }
         },
+        Command::InUserNamespace { words } => engine()
+            .map_err(Into::into)
+            .and_then(|engine| work_in_namespace(&engine, &words)),
         Command::Monitor(args) => engine()
             .map_err(Into::into)
             .and_then(|engine| args.run(&engine)),
@@ -141,6 +151,15 @@ fn main() -> ExitCode {
             ExitCode::from(exit_code(&*e))
         }
     }
+}
+
+/// Does what a command has started this one for, and tells it what came of it.
+fn work_in_namespace(engine: &Engine, words: &[String]) -> Outcome {
+    // A person should see that it takes a while; a script's standard error is the program's.
+    let progress = output::progress(!io::stderr().is_terminal());
+    let answer = engine.work_in_namespace(words, &*progress);
+    println!("{}", serde_json::to_string(&answer)?);
+    Ok(0)
 }
 
 /// The exit code that an error stands for.

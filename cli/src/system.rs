@@ -79,7 +79,7 @@ fn df(engine: &Engine, args: &DfArgs) -> Outcome {
     };
     let unused = all.difference(&used).count();
     let layers = bytes_in(&store.root().join("blobs"));
-    let disks = bytes_in(&store.root().join("disks"));
+    let disks = bytes_in(&store.root().join("disks")) + bytes_in(&store.root().join("trees"));
     let rows: Vec<Value> = vec![
         row(
             "Images",
@@ -126,9 +126,11 @@ fn prune(engine: &Engine, args: &PruneArgs) -> Outcome {
             println!("Deleted container: {}", entry.config.id);
         }
     }
-    let (removed, garbage) = engine.store()?.prune(args.all, &|| in_use(engine))?;
+    let store = engine.store()?;
+    let (removed, garbage) = store.prune(args.all, &|| in_use(engine))?;
+    let bytes = garbage.bytes + engine.remove_dead_trees(&store)?;
     print_removed(&removed);
-    println!("Total reclaimed space: {}", time::decimal(garbage.bytes));
+    println!("Total reclaimed space: {}", time::decimal(bytes));
     Ok(0)
 }
 

@@ -348,9 +348,15 @@ impl Container {
         self.cgroup("measure")?.stats()
     }
 
-    /// The numbers of all its processes, as the caller sees them, in no order.
+    /// The numbers of all its processes, as the caller sees them, in no order. Without a control group they are those of its
+    /// process namespace, if it has one of its own.
     pub fn processes(&self) -> Result<Vec<u32>, Error> {
-        self.cgroup("list the processes of")?.processes()
+        let own = self.namespaces & libc::CLONE_NEWPID != 0;
+        match &self.cgroup {
+            Some(group) => group.processes(),
+            None if own => namespaces::processes_beside(self.pid),
+            None => self.cgroup("list the processes of")?.processes(),
+        }
     }
 
     /// How many of its processes the kernel ended because memory ran out. It can be asked until the container is deleted.

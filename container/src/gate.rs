@@ -42,7 +42,7 @@ fn prepare(path: &Path) -> Result<(OwnedFd, OwnedFd, SocketAddrUnix), Errno> {
     let directory = directory.unwrap_or(Path::new("."));
     let directory = openat(CWD, directory, flags, Mode::empty())?;
     let place = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
-    let address = SocketAddrUnix::new(&place.join(name))?;
+    let address = SocketAddrUnix::new(place.join(name))?;
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
     Ok((socket, directory, address))

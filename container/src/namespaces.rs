@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat, stat};
 use rustix::io::Errno;
+use rustix::process::Pid;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::error::Error;
@@ -148,6 +149,23 @@ impl Namespaces {
 pub fn flags(linux: &Linux) -> i32 {
     let kinds = linux.namespaces.iter().map(|namespace| namespace.kind);
     kinds.fold(0, |flags, kind| flags | kind.flag())
+}
+
+/// The numbers of all processes that are in one process namespace with this one. Whoever ends meanwhile may be missing.
+pub fn processes_beside(first: Pid) -> Result<Vec<u32>, Error> {
+    let namespace = |pid: u32| {
+        let found = stat(format!("/proc/{pid}/ns/pid"));
+        found.map(|found| (found.st_dev, found.st_ino))
+    };
+    let number = first.as_raw_pid().unsigned_abs();
+    let own = namespace(number)
+        .map_err(|e| Error::step("find", format!("the namespace of process {number}"), e))?;
+    let entries = std::fs::read_dir("/proc").map_err(|e| Error::step("list", "/proc", e))?;
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    // Those of others cannot be looked at.
+    Ok(pids
+        .filter(|pid| namespace(*pid).is_ok_and(|other| other == own))
+        .collect())
 }
 
 /// Runs `fork` so that the child is made in another process namespace, in which the caller itself stays no member.

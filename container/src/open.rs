@@ -53,7 +53,7 @@ pub enum Opened {
     /// Its first process waits or runs.
     Alive(Box<Container>),
     /// Its first process has ended.
-    Ended(Remains),
+    Ended(Box<Remains>),
 }
 
 /// What is left of a container whose first process has ended.
@@ -111,7 +111,7 @@ impl Container {
             .process()
             .map_err(|e| Error::step("open the first process of container", id, e))?;
         Ok(match process {
-            None => Opened::Ended(Remains { cgroup, hooks }),
+            None => Opened::Ended(Box::new(Remains { cgroup, hooks })),
             Some(process) => {
                 let listener = Listener::read(id, spec, bundle.as_ref())?;
                 let known = (cgroup, hooks, listener);

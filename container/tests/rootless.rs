@@ -212,6 +212,9 @@ fn program_when_executed_in_a_users_container_then_in_there(root: &Path) {
     let (mut container, pipes) =
         create(&confined("cat"), overlay(root)).unwrap_or_else(|e| panic!("{e}"));
     container.start().unwrap();
+    // There is no control group to tell.
+    let only = [container.pid().as_raw_pid().unsigned_abs()];
+    assert_eq!(container.processes().unwrap(), only);
     let (stdio, mut theirs) = Stdio::pipes().unwrap();
     let mut process = confined("hostname; cat /proc/1/comm").process.unwrap();
     // That only root may have.

@@ -22,6 +22,7 @@ mod names;
 mod poll;
 mod process;
 pub mod record;
+pub mod rootless;
 pub mod spec;
 mod vm;
 pub mod volumes;

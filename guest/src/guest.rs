@@ -5,6 +5,7 @@ use std::io;
 use bulkhead_protocol::{BootTimings, Shutdown};
 
 use crate::containers::Containers;
+use crate::containers::rootfs::LastResort;
 use crate::files::Copies;
 use crate::http::Response;
 use crate::server::poll::Poll;
@@ -24,6 +25,8 @@ pub struct Guest {
     /// Whether the machine is the containers' own: its clock, its network and its random numbers are for
     /// clients to set.
     pub owns_machine: bool,
+    /// What there is for images that cannot be mounted here.
+    pub last_resort: Option<LastResort>,
     /// The containers and what was executed in them.
     pub containers: Containers,
     /// The streams' ends of what runs in containers.
@@ -48,6 +51,7 @@ impl Guest {
             timings,
             shutdown: None,
             owns_machine: true,
+            last_resort: None,
             containers,
             programs: Slab::new(),
             streams: Slab::new(),

@@ -10,6 +10,7 @@ use rustix::event::epoll::EventFlags;
 use crate::agent::serve;
 use crate::clock;
 use crate::containers::Containers;
+use crate::containers::rootfs::LastResort;
 use crate::guest::Guest;
 use crate::http::Response;
 use crate::server::Server;
@@ -61,6 +62,11 @@ impl Host {
             server: Server::new(Some(listener.into()), guest)?,
             signals,
         })
+    }
+
+    /// What there is for images that cannot be mounted here.
+    pub fn set_last_resort(&mut self, last_resort: LastResort) {
+        self.server.guest.last_resort = Some(last_resort);
     }
 
     /// Makes a container, as the API does, and sends its output to `stream`. Its first process's number.

@@ -222,7 +222,7 @@ impl Drop for Home {
 }
 
 /// A file system with busybox and its names, and two users.
-fn busybox_archive() -> Vec<u8> {
+pub fn busybox_archive() -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     let header = |kind, mode, size: usize| {
         let mut header = tar::Header::new_gnu();

@@ -85,6 +85,7 @@ fn make(
         args.pull,
         args.platform.as_ref(),
     )?;
+    let tree = engine.tree(&store, &image, args.isolation())?;
     let id = engine.new_id()?;
     let image_config = image.config.config().clone().unwrap_or_default();
     let labels = image_config.labels().clone().unwrap_or_default();
@@ -100,6 +101,7 @@ fn make(
             manifest: image.manifest.digest.to_string(),
         },
         disk,
+        tree,
         isolation: args.isolation(),
         upper: args.upper(),
         volumes: args.volumes()?,

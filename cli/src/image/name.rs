@@ -51,6 +51,7 @@ pub fn remove(engine: &Engine, args: &RmiArgs) -> Outcome {
             }
         }
     }
+    engine.remove_dead_trees(&store)?;
     Ok(code)
 }
 

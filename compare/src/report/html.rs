@@ -166,13 +166,13 @@ fn write_bar(page: &mut String, kind: Kind, samples: &Samples, most: f64) -> std
     };
     let (name, title) = (kind.name(), kind.title());
     let shown = number(samples.median);
-    write!(
+    writeln!(
         page,
         "<div class=\"bar\" data-kind=\"{name}\"><span>{title}</span>\
          <svg role=\"img\" aria-label=\"{title}: {shown}\">\
          <rect class=\"{name}\" width=\"{width:.2}%\" height=\"100%\"/>\
          <line class=\"range\" x1=\"{least:.2}%\" x2=\"{greatest:.2}%\" y1=\"50%\" y2=\"50%\"/></svg>\
-         <span class=\"value\" data-value=\"{exact}\">{shown}</span></div>\n",
+         <span class=\"value\" data-value=\"{exact}\">{shown}</span></div>",
         width = percent(samples.median).max(LEAST_BAR),
         least = percent(samples.least),
         greatest = percent(samples.most),

@@ -133,7 +133,8 @@ fn trace(
     let arguments = setup.arguments(&setup.run(kind, name, &["session"]));
     let mut command = Command::new("/proc/self/exe");
     command
-        .arg(COMMAND)
+        // What follows is the other command's, and no option of this one.
+        .args([COMMAND, "--"])
         .args(&arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -126,6 +126,7 @@ mod tests {
     fn calls_of_a_process_and_its_children_are_counted() {
         // It waits for a line, and then runs two programs.
         let script = "read line; /bin/true & wait; exec /bin/true";
+        #[allow(clippy::zombie_processes, reason = "`follow` waits for it")]
         let mut child = Command::new("/bin/sh")
             .args(["-c", script])
             .stdin(Stdio::piped())

@@ -14,6 +14,8 @@ pub enum Location {
     Directory(PathBuf),
     /// Directories of the hierarchies of version 1.
     Hierarchies(Places),
+    /// One that somebody has made for the container, and holds with a process: systemd's.
+    Held(Box<Location>),
 }
 
 /// A group's directories in hierarchies of version 1, and in that of version 2 beside them, where there is one.
@@ -38,10 +40,22 @@ impl Location {
     /// In every hierarchy of version 1, as the runtime specification has it; without this only in those that a limit, a
     /// figure or a signal to all needs: each costs time when the container starts.
     pub fn everywhere(mut self) -> Location {
-        if let Location::Hierarchies(places) = &mut self {
-            places.everywhere = true;
+        match &mut self {
+            Location::Directory(_) => self,
+            Location::Hierarchies(places) => {
+                places.everywhere = true;
+                self
+            }
+            Location::Held(location) => location.clone().everywhere().held(),
         }
-        self
+    }
+
+    /// There may be processes in it already. All others must have none: two containers would be in one group.
+    pub fn held(self) -> Location {
+        match self {
+            Location::Held(_) => self,
+            location => Location::Held(Box::new(location)),
+        }
     }
 
     /// Which version the limits of a group here are of.
@@ -49,6 +63,7 @@ impl Location {
         match self {
             Location::Directory(_) => Version::Two,
             Location::Hierarchies(_) => Version::One,
+            Location::Held(location) => location.version(),
         }
     }
 
@@ -60,6 +75,7 @@ impl Location {
                 let v1 = places.places.iter().map(|place| &*place.path);
                 v1.chain(places.unified.as_deref()).collect()
             }
+            Location::Held(location) => location.directories(),
         }
     }
 
@@ -80,6 +96,7 @@ impl Location {
         };
         let mut location = self.clone();
         match &mut location {
+            Location::Held(location) => return location.below(path),
             Location::Directory(directory) => go(directory),
             Location::Hierarchies(places) => {
                 places
@@ -100,6 +117,7 @@ impl Location {
                 let place = places.places.iter().find(|place| place.has(controller));
                 place.map(|place| &*place.path)
             }
+            Location::Held(location) => location.directory_of(controller),
         }
     }
 }

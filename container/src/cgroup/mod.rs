@@ -64,9 +64,14 @@ pub(crate) struct Shown<'a> {
 impl Cgroup {
     /// Makes the group, and sets its limits. A group that exists already must have no processes.
     pub fn create(location: &Location, limits: &Limits) -> Result<Cgroup, Error> {
+        let (location, is_held) = match location {
+            Location::Held(location) => (&**location, true),
+            location => (location, false),
+        };
         let group = Cgroup(match location {
-            Location::Directory(path) => Kind::Two(v2::Group::make(path)?),
-            Location::Hierarchies(places) => Kind::One(v1::Groups::make(places, limits)?),
+            Location::Directory(path) => Kind::Two(v2::Group::make(path, is_held)?),
+            Location::Hierarchies(places) => Kind::One(v1::Groups::make(places, limits, is_held)?),
+            Location::Held(location) => return Cgroup::create(location, limits),
         });
         match group.apply(limits) {
             Ok(()) => Ok(group),
@@ -84,6 +89,7 @@ impl Cgroup {
                 Error::step("open the control group", path.display().to_string(), e)
             })?),
             Location::Hierarchies(places) => Kind::One(v1::Groups::open(places)?),
+            Location::Held(location) => return Cgroup::open(location),
         }))
     }
 

@@ -150,11 +150,9 @@ pub fn close_others(state: &mut State) -> Result<(), Errno> {
         next = number + 1;
     }
     // Both lie beyond the places that they get, so that neither takes the other's.
-    for way in [&mut state.channel, &mut state.gate] {
-        if let Some(fd) = way {
-            *fd = sys::move_to(*fd, next)?;
-            next += 1;
-        }
+    for fd in [&mut state.channel, &mut state.gate].into_iter().flatten() {
+        *fd = sys::move_to(*fd, next)?;
+        next += 1;
     }
     sys::close_from(next)
 }

@@ -177,7 +177,7 @@ impl Engine {
     pub(super) fn kill_machine(&self, entry: &Entry) {
         if entry.config.isolation == Isolation::Container {
             // Also what stands still, which a signal does not end everywhere.
-            cgroup::end(&entry.config.id);
+            cgroup::end(&entry.files);
         }
         if let Ok(processes) = entry.files.read_processes() {
             processes.vmm.kill();

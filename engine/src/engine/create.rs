@@ -10,7 +10,8 @@ use crate::ext4::Disk;
 use crate::layout::short;
 use crate::lock;
 use crate::names;
-use crate::record::{Config, Files, Isolation, State, Upper};
+use crate::record::{Config, Files, State, Upper};
+use crate::rootless;
 use crate::volumes::prepare;
 
 /// Names that are tried before a container is called by its ID.
@@ -46,12 +47,8 @@ impl Engine {
                 config.name
             )));
         }
-        let is_root = rustix::process::geteuid().is_root();
-        if config.isolation == Isolation::Container && !is_root {
-            return Err(Error::Invalid(
-                "--isolation container needs root: be root, or leave it out for a microVM"
-                    .to_owned(),
-            ));
+        if rootless::is_rootless(config.isolation) {
+            rootless::check(&config, &self.layout.volumes())?;
         }
         prepare(&self.layout, &config.volumes)?;
         for folder in [

@@ -65,6 +65,11 @@ impl Engine {
         &self.layout
     }
 
+    /// The root, if it was named.
+    pub(crate) fn named_root(&self) -> Option<&Path> {
+        self.named_root.as_deref()
+    }
+
     /// Where a container's files are.
     pub(crate) fn files(&self, id: &str) -> Files {
         Files {

@@ -44,7 +44,21 @@ impl Engine {
     pub(super) fn sweep_unfinished(&self) -> Result<(), Error> {
         for id in list_folder(&self.layout.unfinished())? {
             let path = self.layout.unfinished().join(&id);
+            // First the names, as nobody would look for them once the folder is gone.
+            self.remove_names_of(&id)?;
             fs::remove_dir_all(&path).map_err(cannot(format!("remove {}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Removes all names that lead to `id`.
+    fn remove_names_of(&self, id: &str) -> Result<(), Error> {
+        for name in list_folder(&self.layout.names())? {
+            let link = self.layout.names().join(name);
+            if fs::read_link(&link).is_ok_and(|owner| owner.as_os_str() == id) {
+                let failed = || format!("remove {}", link.display());
+                fs::remove_file(&link).map_err(cannot(failed()))?;
+            }
         }
         Ok(())
     }
@@ -102,13 +116,34 @@ impl Engine {
 /// Ends what a monitor has left of its sandbox. One without a virtual machine may have left a control
 /// group; what is mounted and what runs in it has gone with its processes.
 pub(super) fn end_sandbox(files: &Files, isolation: Isolation) {
-    let id = files.sandbox.file_name().and_then(|name| name.to_str());
-    if let Some(id) = id.filter(|_| isolation == Isolation::Container) {
+    if isolation == Isolation::Container {
         // First: what it holds still does not end.
-        cgroup::remove(id);
+        cgroup::remove(files);
     }
     if let Ok(processes) = files.read_processes() {
         processes.vmm.kill();
     }
     let _ = fs::remove_dir_all(&files.sandbox);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_is_unfinished_when_swept_then_its_name_goes_with_it_and_others_stay() {
+        let root = tempfile::tempdir().expect("folder");
+        let engine = Engine::open(Some(root.path())).expect("engine");
+        let layout = engine.layout();
+        let (gone, other) = ("a".repeat(64), "b".repeat(64));
+        fs::create_dir_all(layout.unfinished().join(&gone)).expect("unfinished");
+        fs::create_dir_all(layout.names()).expect("names");
+        symlink(&gone, layout.names().join("gone")).expect("name");
+        symlink(&other, layout.names().join("other")).expect("name");
+        engine.sweep().expect("sweep");
+        assert_eq!(list_folder(&layout.names()).expect("names"), ["other"]);
+        assert!(list_folder(&layout.unfinished()).expect("list").is_empty());
+    }
 }

@@ -18,6 +18,7 @@ use crate::layout::short;
 use crate::lock;
 use crate::monitor::{self, Connection, Message, Task};
 use crate::record::Isolation;
+use crate::rootless::{self, is_rootless};
 
 /// How to start a container.
 #[derive(Debug, Clone, Copy, Default)]
@@ -62,7 +63,8 @@ impl Engine {
                 lock::wait(&entry.files.lock()).map_err(cannot(failed()))?
             }
         };
-        self.launch(entry, lock, start)
+        let renewed = self.renew_tree(entry)?;
+        self.launch(renewed.as_ref().unwrap_or(entry), lock, start)
     }
 
     fn launch(&self, entry: &Entry, lock: File, start: Start) -> Result<Started, Error> {
@@ -70,6 +72,13 @@ impl Engine {
             return Err(Error::Invalid(format!(
                 "the path of {} is too long for sockets in it: choose a root with a shorter one",
                 self.layout.root().display()
+            )));
+        }
+        let is_on_host = entry.config.isolation == Isolation::Container;
+        if is_on_host && is_rootless(Isolation::Container) != entry.config.tree.is_some() {
+            return Err(Error::Invalid(format!(
+                "container {} is another user's, and can be started by that one alone",
+                short(&entry.config.id)
             )));
         }
         // Whoever finds the lock taken tells by this whether the container ends or begins.
@@ -101,7 +110,7 @@ impl Engine {
             Isolation::Vm => None,
             // A program of the container can be this one (`#!/proc/self/exe`), and would write to it as soon as nobody
             // executes it any more: there the monitor is executed from where nobody can.
-            Isolation::Container if self_exe::is_writable()? => None,
+            Isolation::Container if is_exposed()? => None,
             // What it would have to find out again is there, and the container starts in milliseconds.
             Isolation::Container => {
                 let stdio = [theirs.as_fd(), lock.as_fd(), complaints.as_fd()];
@@ -116,6 +125,10 @@ impl Engine {
                 let mut program = PathBuf::from("/proc/self/exe");
                 let copy = match entry.config.isolation {
                     Isolation::Vm => None,
+                    // Whoever is not root may not copy mounts.
+                    Isolation::Container if is_rootless(Isolation::Container) => {
+                        Some(self_exe::sealed()?)
+                    }
                     Isolation::Container => Some(self_exe::read_only()?),
                 };
                 if let Some(copy) = &copy {
@@ -219,6 +232,14 @@ impl Started {
                     .to_owned(),
             )),
         }
+    }
+}
+
+/// Whether a container could write to our program.
+fn is_exposed() -> Result<bool, Error> {
+    match is_rootless(Isolation::Container) {
+        true => rootless::is_exposed(),
+        false => Ok(self_exe::is_writable()?),
     }
 }
 

@@ -9,13 +9,14 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bulkhead_agent::containers::Containers;
+use bulkhead_agent::containers::rootfs::LastResort;
 use bulkhead_agent::host::Host;
+use bulkhead_container::cgroup::Location;
 use bulkhead_container::spec::Spec;
 use bulkhead_protocol::CreateContainer;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::agent::refused;
-use crate::cgroup;
 use crate::error::{Error, cannot};
 use crate::process::wait_end;
 use crate::record::Files;
@@ -139,8 +140,10 @@ impl HostAgent {
     pub fn start(
         files: &Files,
         wanted: &CreateContainer<Spec>,
+        group: Option<Location>,
+        last_resort: LastResort,
     ) -> Result<(Self, u32, UnixStream), Error> {
-        let containers = match cgroup::of_sandbox(&wanted.id) {
+        let containers = match group {
             Some(group) => Containers::of_a_host(group),
             None => Containers::without_limits(),
         };
@@ -149,6 +152,7 @@ impl HostAgent {
             UnixListener::bind(&api).map_err(cannot(format!("listen on {}", api.display())))?;
         let starting = || cannot("start the sandbox's agent");
         let mut host = Host::new(listener, containers).map_err(starting())?;
+        host.set_last_resort(last_resort);
         let (ours, theirs) = UnixStream::pair().map_err(starting())?;
         let pid = host
             .create(wanted, theirs)

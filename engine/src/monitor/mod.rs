@@ -22,6 +22,7 @@ pub use message::{Connection, Message};
 use crate::engine::{Engine, discard};
 use crate::error::{Error, Failure, cannot};
 use crate::record::{Config, Files, State};
+use crate::rootless::{enter_namespace, is_rootless};
 use message::tell;
 use sandbox::Sandbox;
 
@@ -84,7 +85,13 @@ fn watch(
     command: &UnixStream,
     (config, mut state): (Config, State),
 ) -> Result<(), Error> {
-    let started = Sandbox::start(&config, files, engine.layout(), task, command);
+    // While this process has one thread.
+    let entered = match is_rootless(config.isolation) {
+        true => enter_namespace(),
+        false => Ok(()),
+    };
+    let started =
+        entered.and_then(|()| Sandbox::start(&config, files, engine.layout(), task, command));
     let ended = started.and_then(|mut sandbox| {
         let exit = sandbox.run(&mut state, command);
         let exit = exit.inspect_err(|_| sandbox.unmount())?;

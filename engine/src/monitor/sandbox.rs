@@ -7,6 +7,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bulkhead_agent::containers::rootfs::LastResort;
+use bulkhead_image::progress::Silent;
+use bulkhead_image::{Digest, Store};
 use bulkhead_protocol::frame::{Decoder, Kind, Part};
 use bulkhead_protocol::{
     API_VERSION, CreateContainer, Exit, Lower, READY_PORT, Ready, Rootfs, Upper as GuestUpper,
@@ -18,6 +21,7 @@ use super::events::{Event, Watch, watch_signals};
 use super::machine::{HostAgent, Machine, Vmm};
 use super::message::{Message, may_go, tell};
 use crate::agent::{Agent, Attach, printable};
+use crate::cgroup;
 use crate::error::{Error, Failure, cannot};
 use crate::http::Upgraded;
 use crate::layout::Layout;
@@ -89,7 +93,13 @@ impl<'a> Sandbox<'a> {
                 (machine, stream)
             }
             Isolation::Container => {
-                let (agent, pid, stream) = HostAgent::start(files, &wanted)?;
+                let is_rootless = config.tree.is_some();
+                let group = cgroup::of_new(files, &config.id, is_rootless)?;
+                if is_rootless && group.is_none() && has_limits(config) {
+                    return Err(needs_group());
+                }
+                let tree = last_resort(config, layout);
+                let (agent, pid, stream) = HostAgent::start(files, &wanted, group, tree)?;
                 record_processes(files, pid)?;
                 (Machine::Host(agent), Upgraded::from(stream))
             }
@@ -299,7 +309,10 @@ fn rootfs(config: &Config, files: &Files) -> Rootfs {
             )
         }
         Isolation::Container => (
-            Lower::File(host_path(&config.disk)),
+            match &config.tree {
+                Some(tree) => Lower::Directory(host_path(tree)),
+                None => Lower::File(host_path(&config.disk)),
+            },
             GuestUpper::File(host_path(&files.upper())),
         ),
     };
@@ -311,6 +324,32 @@ fn rootfs(config: &Config, files: &Files) -> Rootfs {
         },
         files: spec::files(&config.spec),
     }
+}
+
+fn has_limits(config: &Config) -> bool {
+    let linux = config.spec.linux.as_ref();
+    linux.is_some_and(|linux| linux.resources.is_some())
+}
+
+fn needs_group() -> Error {
+    Error::Invalid(
+        "limits need a control group, and this user has none to give: where systemd runs, use `systemd-run --user --scope \
+         bulkhead ...`; else have root give you a group of version 2, or leave out --memory, --cpus and --pids-limit"
+            .to_owned(),
+    )
+}
+
+/// The image as a folder, made when there is no other way.
+fn last_resort(config: &Config, layout: &Layout) -> LastResort {
+    let (images, manifest) = (layout.images(), config.image.manifest.clone());
+    Box::new(move || {
+        let manifest: Digest = manifest
+            .parse()
+            .map_err(|_| format!("{manifest} is no digest"))?;
+        let tree =
+            Store::open(&images).and_then(|store| store.tree(&store.image_of(&manifest)?, &Silent));
+        tree.map_err(|e| e.to_string())
+    })
 }
 
 /// Waits until the guest's agent says that it is there.

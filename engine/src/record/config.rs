@@ -22,6 +22,9 @@ pub struct Config {
     pub image: Image,
     /// The image as one EROFS file.
     pub disk: PathBuf,
+    /// The image as a folder of its files, for a container on the host of who may not mount the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<PathBuf>,
     /// The wall around it.
     #[serde(default)]
     pub isolation: Isolation,

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use bulkhead_container::cgroup::Location;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -68,6 +69,9 @@ impl Files {
     pub fn paused(&self) -> PathBuf {
         self.sandbox.join("paused")
     }
+    fn cgroup(&self) -> PathBuf {
+        self.sandbox.join("cgroup.json")
+    }
     fn processes(&self) -> PathBuf {
         self.sandbox.join("processes.json")
     }
@@ -87,6 +91,14 @@ impl Files {
     /// Writes how the container is.
     pub fn write_state(&self, state: &State) -> io::Result<()> {
         write(&self.folder.join("state.json"), state)
+    }
+    /// Reads where the sandbox's control group is, if that was written down.
+    pub fn read_cgroup(&self) -> io::Result<Location> {
+        read(&self.cgroup())
+    }
+    /// Writes where the sandbox's control group is.
+    pub fn write_cgroup(&self, place: &Location) -> io::Result<()> {
+        write(&self.cgroup(), place)
     }
     /// Reads which processes the sandbox has.
     pub fn read_processes(&self) -> io::Result<Processes> {

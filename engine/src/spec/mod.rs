@@ -11,6 +11,7 @@ use bulkhead_container::spec::{
     Root, Seccomp, Spec,
 };
 use oci_spec::image::ImageConfiguration;
+use rustix::process::geteuid;
 
 use crate::error::Error;
 use crate::record::Isolation;
@@ -155,7 +156,8 @@ fn resources(options: &Options, process: &Process) -> Option<Resources> {
         }),
         pids: options.pids_limit.map(|limit| LinuxPids { limit }),
         devices: match options.isolation {
-            Isolation::Container if gets_devices => defaults::device_rules(),
+            // Nobody but root can make any.
+            Isolation::Container if gets_devices && geteuid().is_root() => defaults::device_rules(),
             _ => Vec::new(),
         },
         ..Resources::default()

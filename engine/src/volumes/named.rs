@@ -53,6 +53,11 @@ impl Named {
         }
     }
 
+    /// Whether the volume of this name, in the folder of all of them, is a disk.
+    pub fn is_disk(volumes: &Path, name: &str) -> bool {
+        check_name(name).is_ok() && volumes.join(name).join("disk.ext4").exists()
+    }
+
     /// Its folder, if it is not a disk.
     pub fn data(&self) -> PathBuf {
         self.folder.join(DATA)

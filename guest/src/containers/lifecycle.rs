@@ -66,12 +66,12 @@ impl Guest {
             };
             Ok((Container::create(create), ends))
         };
-        let root = Root::find(&wanted.rootfs, self.owns_machine)?;
+        let mut root = Root::find(&wanted.rootfs, self.owns_machine)?;
         let (mut made, mut ends) = make(root.rootfs.clone())?;
-        if let Err(error) = &made
-            && let Some(root) = root.by_device(error)
+        while let Err(error) = &made
+            && root.replace(error, self.last_resort.as_ref())?
         {
-            (made, ends) = make(root?.rootfs.clone())?;
+            (made, ends) = make(root.rootfs.clone())?;
         }
         let mut container = made.map_err(|e| refusal(&e))?;
         drop((volumes, root));

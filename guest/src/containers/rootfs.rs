@@ -1,7 +1,7 @@
 //! What a container's root is made of.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bulkhead_container::{Error, LoopDevice, Lower, NewFile, Rootfs, Upper};
 use bulkhead_protocol as api;
@@ -9,12 +9,15 @@ use bulkhead_protocol as api;
 use super::disks;
 use crate::http::Response;
 
+/// Finds, or makes, a folder with the files of the image, for a kernel that mounts its disk in no way.
+pub type LastResort = Box<dyn Fn() -> Result<PathBuf, String> + Send>;
+
 /// A container's root, and what it needs while it is mounted.
 #[derive(Debug)]
 pub struct Root {
     /// Itself.
     pub rootfs: Rootfs,
-    _device: Vec<LoopDevice>,
+    devices: Vec<LoopDevice>,
 }
 
 impl Root {
@@ -56,42 +59,57 @@ impl Root {
                 files: wanted.files.iter().map(file).collect(),
                 devices,
             },
-            _device: attached,
+            devices: attached,
         })
     }
 
-    /// The same, with a loop device in the place of an image's file, if `error` may be a kernel's that cannot
-    /// mount it as it is: one before 6.12, or one with the file on a filesystem that is stacked on others.
-    pub fn by_device(&self, error: &Error) -> Option<Result<Self, Response>> {
-        let Rootfs::Overlay {
-            lower: Lower::ErofsFile(path),
-            upper,
-            files,
-            devices,
-        } = &self.rootfs
-        else {
-            return None;
+    /// Puts something else in the place of an image's file, if `error` may be a kernel's that cannot mount it as it is: a
+    /// loop device for one before 6.12, or with the file on a filesystem that is stacked on others; and a folder for one
+    /// that has no EROFS, or no loop devices. `false` if there is nothing else to try.
+    pub fn replace(
+        &mut self,
+        error: &Error,
+        last_resort: Option<&LastResort>,
+    ) -> Result<bool, Response> {
+        let Rootfs::Overlay { lower, .. } = &mut self.rootfs else {
+            return Ok(false);
         };
         let Error::Step { source, .. } = error else {
-            return None;
+            return Ok(false);
         };
-        if !matches!(source.raw_os_error(), Some(libc::ENOTBLK | libc::EINVAL)) {
-            return None;
-        }
-        let device = match attach("lower.file", path, true) {
-            Ok(device) => device,
-            Err(response) => return Some(Err(response)),
+        let number = source.raw_os_error();
+        let other = match lower {
+            Lower::ErofsFile(path) if matches!(number, Some(libc::ENOTBLK | libc::EINVAL)) => {
+                match (attach("lower.file", path, true), last_resort) {
+                    (Ok(device), _) => {
+                        let path = device.path().to_owned();
+                        self.devices.push(device);
+                        Lower::BlockDevice(path)
+                    }
+                    (Err(_), Some(last_resort)) => Lower::Directory(folder(last_resort)?),
+                    (Err(response), None) => return Err(response),
+                }
+            }
+            Lower::ErofsFile(_) | Lower::BlockDevice(_)
+                if matches!(number, Some(libc::ENODEV | libc::EINVAL)) =>
+            {
+                match last_resort {
+                    Some(last_resort) => Lower::Directory(folder(last_resort)?),
+                    None => return Ok(false),
+                }
+            }
+            _ => return Ok(false),
         };
-        Some(Ok(Root {
-            rootfs: Rootfs::Overlay {
-                lower: Lower::BlockDevice(device.path().to_owned()),
-                upper: upper.clone(),
-                files: files.clone(),
-                devices: *devices,
-            },
-            _device: vec![device],
-        }))
+        *lower = other;
+        Ok(true)
     }
+}
+
+fn folder(last_resort: &LastResort) -> Result<PathBuf, Response> {
+    last_resort().map_err(|e| {
+        let message = format!("rootfs.lower.file: this kernel cannot mount it, and {e}.");
+        Response::unprocessable(&message)
+    })
 }
 
 fn attach(field: &str, path: &Path, read_only: bool) -> Result<LoopDevice, Response> {
@@ -116,21 +134,53 @@ mod tests {
         }
     }
 
-    #[test]
-    fn image_when_the_kernel_mounts_no_files_gets_a_device_and_otherwise_the_error_stands() {
-        let wanted = |lower| api::Rootfs {
+    fn root(lower: api::Lower) -> Root {
+        let wanted = api::Rootfs {
             lower,
             upper: api::Upper::default(),
             files: Vec::new(),
         };
-        let file = Root::find(&wanted(api::Lower::File("/no/such".into())), false).expect("root");
-        assert!(file.by_device(&error(libc::ENOENT)).is_none());
+        Root::find(&wanted, false).expect("root")
+    }
+
+    fn lower(root: &Root) -> &Lower {
+        match &root.rootfs {
+            Rootfs::Overlay { lower, .. } => lower,
+            Rootfs::Directory(_) => panic!("no overlay"),
+        }
+    }
+
+    #[test]
+    fn image_when_the_kernel_mounts_no_files_gets_a_device_and_otherwise_the_error_stands() {
+        let mut file = root(api::Lower::File("/no/such".into()));
+        for number in [libc::ENOENT, libc::ENODEV] {
+            assert!(matches!(file.replace(&error(number), None), Ok(false)));
+        }
+        assert!(file.replace(&error(libc::ENOTBLK), None).is_err());
+        let mut folder = root(api::Lower::Directory("/".into()));
         assert!(matches!(
-            file.by_device(&error(libc::ENOTBLK)),
-            Some(Err(_))
+            folder.replace(&error(libc::ENOTBLK), None),
+            Ok(false)
         ));
-        let folder = wanted(api::Lower::Directory("/".into()));
-        let folder = Root::find(&folder, false).expect("root");
-        assert!(folder.by_device(&error(libc::ENOTBLK)).is_none());
+    }
+
+    #[test]
+    fn image_when_the_kernel_mounts_it_in_no_way_then_it_is_a_folder_or_the_reason_why_not() {
+        let found: LastResort = Box::new(|| Ok("/tree".into()));
+        // There is no such file, so that there is no device of it either.
+        for number in [libc::ENOTBLK, libc::ENODEV] {
+            let mut file = root(api::Lower::File("/no/such".into()));
+            let replaced = file.replace(&error(number), Some(&found));
+            assert!(matches!(replaced, Ok(true)));
+            assert!(matches!(lower(&file), Lower::Directory(path) if path == Path::new("/tree")));
+            // Which is the last.
+            let again = file.replace(&error(number), Some(&found));
+            assert!(matches!(again, Ok(false)));
+        }
+        let none: LastResort = Box::new(|| Err("there is no room".into()));
+        let mut file = root(api::Lower::File("/no/such".into()));
+        let refused = file.replace(&error(libc::ENODEV), Some(&none));
+        let body = refused.expect_err("no folder").body;
+        assert!(String::from_utf8_lossy(&body).contains("there is no room"));
     }
 }

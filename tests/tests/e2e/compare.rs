@@ -167,8 +167,12 @@ fn compare_when_both_kinds_run_then_measures_them_and_shows_what_each_keeps_apar
 fn compare_when_one_kind_cannot_run_says_so_and_measures_the_other() {
     let home = Home::with_busybox();
     let page = home.root().join("report.html");
-    let mut command = home.command(&["compare", "--quiet", "--rounds=1", "--time=20"]);
+    // The root as an option of the command, which all that it runs must be told.
+    let root = home.root().to_str().expect("a path");
+    let mut command = home.command(&["--root", root, "compare", "--quiet"]);
     command
+        .env_remove("BULKHEAD_ROOT")
+        .args(["--rounds=1", "--time=20"])
         .args(["--density-most=1", "--format=json", "--html"])
         .arg(&page)
         .args(["busybox", "--", "sh", "-c", "exit 3"])
@@ -193,6 +197,7 @@ fn compare_when_one_kind_cannot_run_says_so_and_measures_the_other() {
             .is_some_and(|ms| ms > 0.0)
     );
     let notes = report["notes"].to_string();
+    assert!(!notes.contains("were not counted"), "{notes}");
     assert!(
         notes.contains("exit code - in the VM and 3 in the container"),
         "{notes}"

@@ -22,6 +22,7 @@ mod limits;
 mod machine;
 mod memory;
 mod network;
+mod rootless;
 mod run;
 mod signals;
 mod terminal;

@@ -45,7 +45,7 @@ pub struct Groups {
 
 impl Groups {
     /// Makes it where it is needed. One that exists already must have no processes.
-    pub fn make(places: &Places, limits: &Limits) -> Result<Groups, Error> {
+    pub fn make(places: &Places, limits: &Limits, is_held: bool) -> Result<Groups, Error> {
         let freezer = places.places.iter().any(|place| place.has("freezer"));
         let hugetlb = places.places.iter().any(|place| place.has("hugetlb"));
         let needed = |place: &&Place| {
@@ -70,13 +70,13 @@ impl Groups {
             entrance: OnceLock::new(),
         };
         for place in places.places.iter().filter(needed) {
-            if let Err(error) = groups.make_at(place) {
+            if let Err(error) = groups.make_at(place, is_held) {
                 let _ = groups.remove();
                 return Err(error);
             }
         }
         if let Some(path) = places.unified.as_deref().filter(|_| needs_unified) {
-            match v2::Group::make(path) {
+            match v2::Group::make(path, is_held) {
                 Ok(unified) => groups.unified = Some(unified),
                 Err(error) => {
                     let _ = groups.remove();
@@ -87,10 +87,10 @@ impl Groups {
         Ok(groups)
     }
 
-    fn make_at(&mut self, place: &Place) -> Result<(), Error> {
+    fn make_at(&mut self, place: &Place, is_held: bool) -> Result<(), Error> {
         let path = &place.path;
         if !files::make(path)? {
-            if !files::processes(path).is_empty() {
+            if !is_held && !files::processes(path).is_empty() {
                 return Err(files::not_made(path, Errno::BUSY));
             }
             if place.has("freezer") {

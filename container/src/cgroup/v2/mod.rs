@@ -26,12 +26,12 @@ pub struct Group {
 }
 
 impl Group {
-    /// Makes it. One that exists already must have no processes.
-    pub fn make(path: &Path) -> Result<Group, Error> {
+    /// Makes it. One that exists already must have no processes, if it is not held by somebody.
+    pub fn make(path: &Path, is_held: bool) -> Result<Group, Error> {
         let is_new = files::make(path)?;
         let group = Group::open(path).map_err(|e| files::not_made(path, e))?;
         if !is_new {
-            if group.event("populated")? {
+            if !is_held && group.event("populated")? {
                 return Err(files::not_made(path, Errno::BUSY));
             }
             // Whoever left it may have left it frozen.
@@ -189,8 +189,13 @@ impl Group {
             Err(Errno::BUSY) => {}
             removed => return removed.map_err(|e| self.failed("remove", "", e)),
         }
-        self.kill()?;
-        self.await_event("populated", false)?;
+        let emptied = self
+            .kill()
+            .and_then(|()| self.await_event("populated", false));
+        // A manager such as systemd removes its group itself as soon as it is empty.
+        if self.path.exists() {
+            emptied?;
+        }
         files::remove_tree(&self.path).map_err(|e| self.failed("remove", "", e))
     }
 
