@@ -4,7 +4,9 @@
 //! waiting (each answer that does not come costs Linux half a second), and the ways to pull the
 //! processor's reset line, which is what Linux's `reboot=k` does.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
 
 use super::exit_signal::{ExitSignal, GuestExit};
 use crate::bus::BusDevice;
@@ -39,17 +41,19 @@ const OUTPUT_A20: u8 = 1 << 1;
 #[derive(Debug)]
 pub struct I8042 {
     exit: Arc<ExitSignal>,
-    state: Mutex<State>,
+    state: Mutex<I8042State>,
 }
 
-/// All of the controller's state.
-#[derive(Debug)]
-struct State {
-    control: u8,
+/// All of the controller's state, which is also what a snapshot keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct I8042State {
+    /// The control byte.
+    pub control: u8,
     /// What the guest reads next, if there is anything.
-    output: Option<u8>,
+    pub output: Option<u8>,
     /// The command whose argument is to come.
-    pending: Option<u8>,
+    pub pending: Option<u8>,
 }
 
 impl I8042 {
@@ -57,16 +61,31 @@ impl I8042 {
     pub fn new(exit: Arc<ExitSignal>) -> Self {
         I8042 {
             exit,
-            state: Mutex::new(State {
+            state: Mutex::new(I8042State {
                 control: CONTROL_SYSTEM | CONTROL_KEYBOARD_OFF | CONTROL_MOUSE_OFF,
                 output: None,
                 pending: None,
             }),
         }
     }
+
+    /// What the controller is like.
+    pub fn save(&self) -> I8042State {
+        self.state().clone()
+    }
+
+    /// Puts the controller into a state that was saved. Every one is a possible one: a command it does
+    /// not know waits for an argument that means nothing.
+    pub fn restore(&self, state: &I8042State) {
+        *self.state() = state.clone();
+    }
+
+    fn state(&self) -> MutexGuard<'_, I8042State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl State {
+impl I8042State {
     fn status(&self) -> u8 {
         let full = if self.output.is_some() {
             STATUS_OUTPUT_FULL
@@ -121,7 +140,7 @@ impl BusDevice for I8042 {
         let [data] = data else {
             return;
         };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         *data = match offset {
             DATA => state.output.take().unwrap_or(0),
             PORT_B => PORT_B_TIMER_OUT,
@@ -134,7 +153,7 @@ impl BusDevice for I8042 {
         let [value] = *data else {
             return;
         };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let reset = match offset {
             DATA => state.data(value),
             COMMAND => state.command(value),

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
 use vm_superio::serial::SerialEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -52,6 +53,44 @@ struct Counters {
     output_dropped_bytes: AtomicU64,
 }
 
+/// The port's registers and what is in them, as a snapshot keeps it. For the registers see the 16550's
+/// data sheet. What is still in the streams, and whether the input has ended, is the streams'.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SerialState {
+    /// Divisor latch, low byte.
+    pub divisor_low: u8,
+    /// Divisor latch, high byte.
+    pub divisor_high: u8,
+    /// IER
+    pub interrupt_enable: u8,
+    /// IIR, which says what interrupts are pending.
+    pub interrupt_identification: u8,
+    /// LCR
+    pub line_control: u8,
+    /// LSR
+    pub line_status: u8,
+    /// MCR
+    pub modem_control: u8,
+    /// MSR
+    pub modem_status: u8,
+    /// SCR
+    pub scratch: u8,
+    /// What was received and the guest has not read, at most 64 bytes.
+    pub received: Vec<u8>,
+}
+
+/// Why a serial port cannot be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum SerialStateError {
+    /// There are more bytes than the port can hold.
+    #[error("the saved state of the serial port is damaged: it has received {0} bytes at once")]
+    TooMuchReceived(usize),
+    /// The host did not give another descriptor for the interrupt line.
+    #[error("cannot restore the serial port: {0}")]
+    Host(io::Error),
+}
+
 /// The interrupt line.
 struct Line(EventFd);
 
@@ -88,8 +127,9 @@ impl SerialEvents for Room {
     }
 }
 
+#[derive(Clone)]
 struct Output {
-    stream: Stream,
+    stream: Arc<Stream>,
     away: bool,
     counters: Arc<Counters>,
 }
@@ -135,7 +175,7 @@ impl Serial {
         });
         let counters = Arc::<Counters>::default();
         let output = Output {
-            stream: Stream::new(output, Direction::Output)?,
+            stream: Arc::new(Stream::new(output, Direction::Output)?),
             away: false,
             counters: Arc::clone(&counters),
         };
@@ -220,6 +260,50 @@ impl Serial {
                 }
             }
         }
+    }
+
+    /// What the port is like.
+    pub fn save(&self) -> SerialState {
+        let state = self.uart().state();
+        SerialState {
+            divisor_low: state.baud_divisor_low,
+            divisor_high: state.baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            received: state.in_buffer,
+        }
+    }
+
+    /// Puts the port into a state that was saved. Asserts the interrupt if that was pending.
+    pub fn restore(&self, state: &SerialState) -> Result<(), SerialStateError> {
+        let registers = vm_superio::SerialState {
+            baud_divisor_low: state.divisor_low,
+            baud_divisor_high: state.divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.received.clone(),
+        };
+        let line = self.interrupt.try_clone().map_err(SerialStateError::Host)?;
+        let mut uart = self.uart();
+        let output = uart.writer().clone();
+        let restored =
+            vm_superio::Serial::from_state(&registers, Line(line), Arc::clone(&self.room), output);
+        // The line cannot fail, so it is the only other reason.
+        *uart = restored.map_err(|_| SerialStateError::TooMuchReceived(state.received.len()))?;
+        drop(uart);
+        // There may be input, and the FIFO may have more or less room for it than before.
+        self.room.wakeup.ring();
+        Ok(())
     }
 
     /// Reports counters by name, for the metrics endpoint.

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use libc::iovec;
+use serde::{Deserialize, Serialize};
 
 use super::chain::DescriptorChain;
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, VirtQueue};
+use super::state::{SavedDevice, StateError, read_own};
 use super::wakeup::Wakeup;
 use super::{ActivateError, Activation, EventSource, VirtioDevice, device_id, read_config_bytes};
 use crate::GuestMemory;
@@ -119,6 +121,8 @@ unsafe impl Send for Active {}
 struct State {
     /// Bytes already written of the chain in `output_chain`, while there is one.
     output_offset: Option<u32>,
+    /// Bytes that a device before this one has written of the next chain.
+    output_resume: u32,
     /// The input has ended and is not looked at any more.
     input_ended: bool,
     /// The output has refused bytes; kept so as to say so once.
@@ -131,6 +135,16 @@ struct Counters {
     output_bytes: u64,
     output_dropped_bytes: u64,
     output_stalls: u64,
+}
+
+/// What a snapshot keeps. That the input has ended is not in it: another device has another input.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OwnState {
+    columns: u16,
+    rows: u16,
+    /// Bytes that were written of the next chain to transmit.
+    output_offset: u32,
 }
 
 impl Console {
@@ -239,8 +253,14 @@ impl Console {
         for turn in 0.. {
             let offset = match self.state.output_offset {
                 Some(offset) => offset,
-                None if !queue.pop_or_arm(chain)? => break,
-                None => 0,
+                None => {
+                    let resume = std::mem::take(&mut self.state.output_resume);
+                    if !queue.pop_or_arm(chain)? {
+                        break;
+                    }
+                    // From a state, which may say anything.
+                    resume.min(chain.readable.len())
+                }
             };
             self.state.output_offset = Some(offset);
             if turn == TURN {
@@ -344,6 +364,42 @@ impl VirtioDevice for Console {
         self.shared.notify.store(false, Ordering::Release);
         self.active = None;
         self.state.output_offset = None;
+        self.state.output_resume = 0;
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, StateError> {
+        let packed = self.shared.size.load(Ordering::Acquire);
+        let held = self.state.output_offset;
+        let own = OwnState {
+            columns: packed as u16,
+            rows: (packed >> 16) as u16,
+            output_offset: held.unwrap_or(self.state.output_resume),
+        };
+        let mut queues = Vec::new();
+        if let Some(active) = &self.active {
+            let transmit = active.transmit.position();
+            queues.push(Some(active.receive.position()));
+            queues.push(Some(transmit.put_back(held.is_some().into())));
+        }
+        SavedDevice::new(&self.name, queues, &own)
+    }
+
+    fn restore(
+        &mut self,
+        own: &serde_json::Value,
+        activation: Option<Activation>,
+    ) -> Result<(), StateError> {
+        let own: OwnState = read_own(&self.name, own)?;
+        self.handle().set_size(WindowSize {
+            columns: own.columns,
+            rows: own.rows,
+        });
+        if let Some(activation) = activation {
+            self.activate(activation)
+                .map_err(|e| StateError::activating(&self.name, e))?;
+            self.state.output_resume = own.output_offset;
+        }
+        Ok(())
     }
 
     fn event_sources(&self) -> Vec<EventSource> {

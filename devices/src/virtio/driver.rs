@@ -14,6 +14,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::VirtioDevice;
 use super::mmio::MmioTransport;
+use super::state::{DeviceState, StateError};
 use crate::GuestMemory;
 use crate::bus::BusDevice;
 
@@ -67,6 +68,32 @@ impl TestDriver {
             transport,
             rings: Vec::new(),
         }
+    }
+
+    /// Saves the device, by way of the text a snapshot keeps.
+    ///
+    /// # Panics
+    /// When the device cannot be saved.
+    #[allow(clippy::unwrap_used)]
+    pub fn save(&self) -> DeviceState {
+        let state = self.transport.save().unwrap();
+        serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap()
+    }
+
+    /// Goes on with `device` in place of the one there is, in the state `state`.
+    ///
+    /// # Panics
+    /// When the host gives no eventfds.
+    #[allow(clippy::unwrap_used)]
+    pub fn move_to(
+        &mut self,
+        device: Box<dyn VirtioDevice>,
+        state: &DeviceState,
+    ) -> Result<(), StateError> {
+        let transport = MmioTransport::new(device, Arc::clone(&self.memory)).unwrap();
+        transport.restore(state)?;
+        self.transport = transport;
+        Ok(())
     }
 
     /// Reads a 32-bit register.

@@ -95,8 +95,28 @@ impl Interrupt {
         self.needs_reset.store(false, Ordering::Release);
     }
 
+    /// Takes over from the interrupt of a device that was saved. The line stays as it is, because
+    /// nobody may be bound to it yet: [`Self::reassert`].
+    pub fn restore(&self, status: u32, config_generation: u32, needs_reset: bool) {
+        self.status.store(status, Ordering::Release);
+        self.config_generation
+            .store(config_generation, Ordering::Release);
+        self.needs_reset.store(needs_reset, Ordering::Release);
+    }
+
+    /// Asserts the line again for what the driver has not acknowledged: it may never have heard of it.
+    pub fn reassert(&self) {
+        if self.status() != 0 {
+            self.assert_line();
+        }
+    }
+
     fn raise(&self, bits: u32) {
         self.status.fetch_or(bits, Ordering::AcqRel);
+        self.assert_line();
+    }
+
+    fn assert_line(&self) {
         match self.line.write(1) {
             Ok(()) => {}
             // The counter is full: an interrupt is pending already, which is all a line can say.

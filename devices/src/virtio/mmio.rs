@@ -1,5 +1,7 @@
 //! The virtio-mmio transport, version 2 (virtio 1.2 §4.2).
 
+mod snapshot;
+
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,9 +25,9 @@ pub const WINDOW_SIZE: u64 = 0x1000;
 /// Offset of the `QueueNotify` register, where ioeventfds are bound.
 pub const QUEUE_NOTIFY: u64 = 0x50;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"virt");
-const VERSION: u32 = 2;
-const VENDOR: u32 = u32::from_le_bytes(*b"BLKH");
+pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+pub(super) const VERSION: u32 = 2;
+pub(super) const VENDOR: u32 = u32::from_le_bytes(*b"BLKH");
 const CONFIG_SPACE: u64 = 0x100;
 
 /// The feature bits the transport offers for every device.
@@ -304,7 +306,7 @@ impl State {
                 continue;
             }
             match bit {
-                VIRTIO_CONFIG_S_FEATURES_OK if !self.features_acceptable() => {
+                VIRTIO_CONFIG_S_FEATURES_OK if !self.features_acceptable(self.driver_features) => {
                     log::warn!(
                         "{}: driver asked for features {:#x}, offered are {:#x}",
                         self.device.name(),
@@ -326,9 +328,8 @@ impl State {
     }
 
     /// Legacy drivers are not served, and nothing may be accepted that was not offered (§6.1).
-    fn features_acceptable(&self) -> bool {
-        self.driver_features & !self.offered_features() == 0
-            && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
+    fn features_acceptable(&self, features: u64) -> bool {
+        features & !self.offered_features() == 0 && features & 1 << VIRTIO_F_VERSION_1 != 0
     }
 
     fn activate(&mut self) -> Result<(), ActivateError> {
@@ -377,10 +378,11 @@ impl State {
 mod tests {
     use super::*;
     use crate::virtio::driver::TestDriver;
+    use crate::virtio::state::{SavedDevice, StateError, read_own};
 
     /// Returns every chain at once, its writable part "filled".
     #[derive(Default)]
-    struct Echo {
+    pub(super) struct Echo {
         active: Option<Activation>,
         interrupt: Option<Arc<Interrupt>>,
     }
@@ -410,6 +412,20 @@ mod tests {
         }
         fn reset(&mut self) {
             self.active = None;
+        }
+        fn save(&mut self) -> Result<SavedDevice, StateError> {
+            let active = self.active.iter().flat_map(|active| &active.queues);
+            let queues = active.map(|queue| queue.as_ref().map(VirtQueue::position));
+            SavedDevice::new("echo", queues.collect(), &())
+        }
+        fn restore(
+            &mut self,
+            own: &serde_json::Value,
+            activation: Option<Activation>,
+        ) -> Result<(), StateError> {
+            read_own::<()>("echo", own)?;
+            self.active = activation;
+            Ok(())
         }
         fn process_queue(&mut self, index: usize) {
             let queue = self.active.as_mut().unwrap().queues[index]

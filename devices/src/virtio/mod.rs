@@ -16,8 +16,10 @@ pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
+pub mod placeholder;
 pub mod queue;
 pub mod rng;
+pub mod state;
 pub mod vsock;
 pub mod wakeup;
 
@@ -29,6 +31,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::GuestMemory;
 use interrupt::Interrupt;
 use queue::VirtQueue;
+use state::{SavedDevice, StateError};
 
 /// Device types (virtio 1.2 §5).
 pub mod device_id {
@@ -137,6 +140,26 @@ pub trait VirtioDevice: Send {
     /// The driver reset the device: stop, forget the queues, and wait for or cancel what is in
     /// flight, so that nothing touches guest memory once this returns.
     fn reset(&mut self);
+
+    /// Says what the device is like, so that another of its kind can go on in its place. Whatever is
+    /// in flight is completed, or counted as not taken yet; nothing new is begun. The device itself
+    /// goes on afterwards.
+    fn save(&mut self) -> Result<SavedDevice, StateError>;
+
+    /// Takes the place of a device of the same kind, whose [`Self::save`] said `own`. Called at most
+    /// once, before anything else but [`Self::set_interrupt`]. With `activation`, whose queues stand
+    /// where the other device got to, if that was active; then this one is.
+    ///
+    /// Nothing of `own` is to be believed.
+    fn restore(
+        &mut self,
+        own: &serde_json::Value,
+        activation: Option<Activation>,
+    ) -> Result<(), StateError>;
+
+    /// Called once after [`Self::restore`] with an activation, just before the guest goes on. Every
+    /// queue in use is processed right after it.
+    fn restart(&mut self) {}
 
     /// What the event loop should watch for this device besides its queue notifications. Asked once.
     fn event_sources(&self) -> Vec<EventSource> {

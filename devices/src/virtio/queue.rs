@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::{ChainError, DescriptorChain};
 use super::interrupt::Interrupt;
+use super::state::QueuePosition;
 use crate::GuestMemory;
 
 /// What makes a queue unusable. The device that meets one stops with `DEVICE_NEEDS_RESET`: once a
@@ -40,6 +41,33 @@ impl VirtQueue {
             queue,
             memory,
             interrupt,
+        }
+    }
+
+    /// The same for a queue that another device has worked on until `position`.
+    pub fn resume(
+        queue: Queue,
+        memory: Arc<GuestMemory>,
+        interrupt: Arc<Interrupt>,
+        position: QueuePosition,
+    ) -> Self {
+        let mut queue = queue;
+        queue.set_next_avail(position.next_available);
+        queue.set_next_used(position.next_used);
+        VirtQueue {
+            queue,
+            memory,
+            interrupt,
+            signalled: position.signalled,
+        }
+    }
+
+    /// How far the device got. What it has popped and holds, it has to put back by itself.
+    pub fn position(&self) -> QueuePosition {
+        QueuePosition {
+            next_available: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+            signalled: self.signalled,
         }
     }
 
@@ -191,7 +219,25 @@ impl VirtQueue {
         Ok(self.queue.enable_notification(&*self.memory)?)
     }
 
-    /// The ring positions and addresses, for snapshots and for tests.
+    /// The available ring's index: how many chains the driver has ever put in, modulo 2^16.
+    pub fn available_index(&self) -> Result<u16, QueueError> {
+        let index = self.queue.avail_idx(&*self.memory, Ordering::Acquire)?;
+        Ok(index.0)
+    }
+
+    /// Asks the driver to notify of what it puts in beyond `index`, an
+    /// [`available_index`](Self::available_index), though there may be chains not popped. `true` if
+    /// there is more already.
+    pub fn notify_beyond(&mut self, index: u16) -> Result<bool, QueueError> {
+        let next = self.queue.next_avail();
+        // That is what notifications are counted from.
+        self.queue.set_next_avail(index);
+        let more = self.queue.enable_notification(&*self.memory);
+        self.queue.set_next_avail(next);
+        Ok(more?)
+    }
+
+    /// The ring positions and addresses.
     pub fn state(&self) -> virtio_queue::QueueState {
         self.queue.state()
     }

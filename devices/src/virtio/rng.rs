@@ -8,6 +8,7 @@ use libc::iovec;
 use super::chain::DescriptorChain;
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, VirtQueue};
+use super::state::{SavedDevice, StateError, read_own};
 use super::wakeup::Wakeup;
 use super::{ActivateError, Activation, EventSource, VirtioDevice, device_id};
 use crate::GuestMemory;
@@ -188,6 +189,27 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {
         self.active = None;
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, StateError> {
+        // Each turn ends with nothing held: what the limiter stops is put back at once.
+        let active = self.active.iter();
+        let queues = active.map(|active| Some(active.queue.position())).collect();
+        SavedDevice::new(&self.name, queues, &())
+    }
+
+    fn restore(
+        &mut self,
+        own: &serde_json::Value,
+        activation: Option<Activation>,
+    ) -> Result<(), StateError> {
+        read_own::<()>(&self.name, own)?;
+        match activation {
+            Some(activation) => self
+                .activate(activation)
+                .map_err(|e| StateError::activating(&self.name, e)),
+            None => Ok(()),
+        }
     }
 
     fn event_sources(&self) -> Vec<EventSource> {

@@ -15,9 +15,12 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use serde::{Deserialize, Serialize};
+
 use super::chain::DescriptorChain;
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, VirtQueue};
+use super::state::{SavedDevice, StateError, read_own};
 use super::wakeup::Wakeup;
 use super::{ActivateError, Activation, EventSource, VirtioDevice, device_id, read_config_bytes};
 use crate::GuestMemory;
@@ -95,6 +98,16 @@ struct State {
     poisons: bool,
     /// The driver's one statistics buffer, kept until statistics are wanted.
     statistics_head: Option<u16>,
+}
+
+/// What a snapshot keeps, the sizes in pages. Which pages are in the balloon only the guest knows; they
+/// are the host's in guest memory as it was saved.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OwnState {
+    target: u32,
+    actual: u32,
+    poison: u32,
 }
 
 #[derive(Debug, Default)]
@@ -382,6 +395,46 @@ impl VirtioDevice for Balloon {
         self.shared.actual.store(0, Ordering::Release);
         self.poison = 0;
         self.active = None;
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, StateError> {
+        let own = OwnState {
+            target: self.shared.target.load(Ordering::Acquire),
+            actual: self.shared.actual.load(Ordering::Acquire),
+            poison: self.poison,
+        };
+        let mut queues = vec![None; QUEUE_SIZES.len()];
+        if let Some(active) = &self.active {
+            queues[INFLATE_QUEUE] = Some(active.inflate.position());
+            queues[DEFLATE_QUEUE] = Some(active.deflate.position());
+            if let Some((index, queue)) = &active.statistics {
+                // The buffer with statistics is given back only to have it filled again. Whoever goes
+                // on takes it again, and with it what the guest has told.
+                let held = active.state.statistics_head.is_some();
+                queues[*index] = Some(queue.position().put_back(held.into()));
+            }
+            if let Some((index, queue)) = &active.reporting {
+                queues[*index] = Some(queue.position());
+            }
+        }
+        SavedDevice::new(&self.name, queues, &own)
+    }
+
+    fn restore(
+        &mut self,
+        own: &serde_json::Value,
+        activation: Option<Activation>,
+    ) -> Result<(), StateError> {
+        let own: OwnState = read_own(&self.name, own)?;
+        self.shared.target.store(own.target, Ordering::Release);
+        self.shared.actual.store(own.actual, Ordering::Release);
+        self.poison = own.poison;
+        match activation {
+            Some(activation) => self
+                .activate(activation)
+                .map_err(|e| StateError::activating(&self.name, e)),
+            None => Ok(()),
+        }
     }
 
     fn event_sources(&self) -> Vec<EventSource> {

@@ -13,6 +13,7 @@ use super::{Counters, ID_BYTES};
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::chain::DescriptorChain;
 use crate::virtio::queue::{QueueError, VirtQueue};
+use crate::virtio::state::QueuePosition;
 
 /// What the disk works with that outlives resets.
 pub(super) struct Host {
@@ -95,6 +96,40 @@ impl Active {
         let result = self.serve_all(host);
         self.failed = result.is_err();
         result
+    }
+
+    /// How far it got with the queue, of which nothing is held after [`Self::settle`].
+    pub fn position(&self) -> QueuePosition {
+        self.queue.position()
+    }
+
+    /// Waits for everything that was begun and gives it back. Nothing new is taken off the queue.
+    /// Fails once, like [`Self::serve`]; nothing is in flight afterwards in any case.
+    pub fn settle(&mut self, host: &mut Host) -> Result<(), Failure> {
+        let result = if self.failed {
+            Ok(())
+        } else {
+            self.settle_all(host)
+        };
+        self.failed |= result.is_err();
+        if self.failed {
+            host.engine.drain();
+        }
+        result
+    }
+
+    fn settle_all(&mut self, host: &mut Host) -> Result<(), Failure> {
+        loop {
+            self.reap(host)?;
+            if self.free.len() == self.slots.len() {
+                break;
+            }
+            host.engine.wait()?;
+        }
+        if std::mem::take(&mut self.unsignalled) {
+            self.queue.signal_used()?;
+        }
+        Ok(())
     }
 
     fn serve_all(&mut self, host: &mut Host) -> Result<(), Failure> {

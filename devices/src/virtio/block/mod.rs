@@ -18,15 +18,17 @@ mod tests;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
 };
 
 use super::interrupt::Interrupt;
+use super::state::{SavedDevice, StateError, read_own};
 use super::{ActivateError, Activation, EventSource, VirtioDevice, device_id, read_config_bytes};
 use crate::rate_limiter::{RateLimit, RateLimiter};
-use active::{Active, Host};
+use active::{Active, Failure, Host};
 pub use disk::BlockError;
 use disk::{Disk, SECTOR_SIZE};
 use engine::Backend;
@@ -72,6 +74,18 @@ struct Counters {
     errors: u64,
     /// Times the rate limit held a request back.
     throttled: u64,
+}
+
+/// What a snapshot keeps: enough to see that a disk is the same as far as the guest can tell. What is on
+/// it is somebody else's to keep.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OwnState {
+    /// In sectors.
+    capacity: u64,
+    read_only: bool,
+    /// Those the device offers.
+    features: u64,
 }
 
 /// A virtio disk.
@@ -148,11 +162,50 @@ impl Block {
             return;
         };
         if let Err(error) = active.serve(&mut self.host) {
-            log::warn!("{}: stopped until the driver resets it: {error}", self.name);
-            if let Some(interrupt) = &self.interrupt {
-                interrupt.signal_needs_reset();
-            }
+            self.stopped(&error);
         }
+    }
+
+    fn stopped(&self, error: &Failure) {
+        log::warn!("{}: stopped until the driver resets it: {error}", self.name);
+        if let Some(interrupt) = &self.interrupt {
+            interrupt.signal_needs_reset();
+        }
+    }
+
+    fn own_state(&self) -> OwnState {
+        OwnState {
+            capacity: self.host.disk.size / SECTOR_SIZE,
+            read_only: self.host.disk.read_only,
+            features: self.features,
+        }
+    }
+
+    /// Whether the guest can go on with this disk as if it were the one that `was`.
+    fn check_same(&self, was: &OwnState) -> Result<(), String> {
+        let is = self.own_state();
+        if is.capacity != was.capacity {
+            return Err(format!(
+                "it has {} bytes and had {}; give it the disk it had",
+                self.host.disk.size,
+                u128::from(was.capacity) * u128::from(SECTOR_SIZE)
+            ));
+        }
+        let word = |read_only| if read_only { "read-only" } else { "writable" };
+        if is.read_only != was.read_only {
+            return Err(format!(
+                "it is {} and was {}",
+                word(is.read_only),
+                word(was.read_only)
+            ));
+        }
+        if is.features != was.features {
+            return Err(format!(
+                "it offers the features {:#x} and offered {:#x}: its file system is of another kind",
+                is.features, was.features
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -195,6 +248,39 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {
         self.host.engine.drain();
         self.active = None;
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, StateError> {
+        let settled = self.active.as_mut().map(|active| {
+            let settled = active.settle(&mut self.host);
+            (settled, active.position())
+        });
+        let mut queues = Vec::new();
+        match settled {
+            Some((Ok(()), position)) => queues.push(Some(position)),
+            // As ever, the driver is told and has to reset the device.
+            Some((Err(error), _)) => self.stopped(&error),
+            None => {}
+        }
+        SavedDevice::new(&self.name, queues, &self.own_state())
+    }
+
+    fn restore(
+        &mut self,
+        own: &serde_json::Value,
+        activation: Option<Activation>,
+    ) -> Result<(), StateError> {
+        let own: OwnState = read_own(&self.name, own)?;
+        self.check_same(&own).map_err(|what| StateError::Mismatch {
+            device: self.name.clone(),
+            what,
+        })?;
+        match activation {
+            Some(activation) => self
+                .activate(activation)
+                .map_err(|e| StateError::activating(&self.name, e)),
+            None => Ok(()),
+        }
     }
 
     fn event_sources(&self) -> Vec<EventSource> {

@@ -28,6 +28,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Interrupt;
 use super::queue::VirtQueue;
+use super::state::{SavedDevice, StateError};
 use super::{ActivateError, Activation, EventSource, VirtioDevice, device_id, read_config_bytes};
 use crate::GuestMemory;
 
@@ -157,6 +158,13 @@ impl Fs {
             server.set_vring_enable(index, true)?;
         }
         Ok(())
+    }
+
+    fn not_supported(&self) -> StateError {
+        StateError::NotSupported {
+            device: self.name.clone(),
+            why: "a folder shared by a file server cannot be in a snapshot",
+        }
     }
 
     fn lose(&mut self, why: &str) {
@@ -289,6 +297,19 @@ impl VirtioDevice for Fs {
                 return;
             }
         }
+    }
+
+    /// What the server knows of open files and folders cannot be asked of it.
+    fn save(&mut self) -> Result<SavedDevice, StateError> {
+        Err(self.not_supported())
+    }
+
+    fn restore(
+        &mut self,
+        _own: &serde_json::Value,
+        _activation: Option<Activation>,
+    ) -> Result<(), StateError> {
+        Err(self.not_supported())
     }
 
     fn event_sources(&self) -> Vec<EventSource> {

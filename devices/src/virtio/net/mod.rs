@@ -13,6 +13,7 @@ mod transmit;
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
@@ -22,6 +23,7 @@ use virtio_bindings::virtio_net::{
 
 use super::interrupt::Interrupt;
 use super::queue::QueueError;
+use super::state::{SavedDevice, StateError, read_own};
 use super::wakeup::Wakeup;
 use super::{ActivateError, Activation, EventSource, VirtioDevice, device_id, read_config_bytes};
 use crate::rate_limiter::{RateLimit, RateLimiter};
@@ -91,6 +93,15 @@ pub struct Net {
     active: Option<Active>,
     receive_counters: receive::Counters,
     transmit_counters: transmit::Counters,
+}
+
+/// What a snapshot keeps. Offloads follow from the features, and a packet that was read and not given
+/// to the guest is lost, as packets may be.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OwnState {
+    mac: String,
+    mtu: Option<u16>,
 }
 
 struct Active {
@@ -242,6 +253,50 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.active = None;
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, StateError> {
+        let own = OwnState {
+            mac: self.mac.to_string(),
+            mtu: self.mtu,
+        };
+        let queues = self.active.iter().flat_map(|active| {
+            let positions = [active.receiver.position(), active.transmitter.position()];
+            positions.map(Some)
+        });
+        SavedDevice::new(&self.name, queues.collect(), &own)
+    }
+
+    /// The card gets the address it had, whatever it was made with: the guest goes on using that.
+    fn restore(
+        &mut self,
+        own: &serde_json::Value,
+        activation: Option<Activation>,
+    ) -> Result<(), StateError> {
+        let own: OwnState = read_own(&self.name, own)?;
+        let mac = own.mac.parse::<MacAddress>();
+        let mac = mac.map_err(|e| StateError::Malformed {
+            device: self.name.clone(),
+            what: e.to_string(),
+        })?;
+        if own.mtu != self.mtu {
+            let tell = |mtu: Option<u16>| mtu.map_or("none".to_owned(), |mtu| mtu.to_string());
+            return Err(StateError::Mismatch {
+                device: self.name.clone(),
+                what: format!(
+                    "its MTU is {} and was {}; give it the same",
+                    tell(self.mtu),
+                    tell(own.mtu)
+                ),
+            });
+        }
+        self.mac = mac;
+        match activation {
+            Some(activation) => self
+                .activate(activation)
+                .map_err(|e| StateError::activating(&self.name, e)),
+            None => Ok(()),
+        }
     }
 
     fn event_sources(&self) -> Vec<EventSource> {

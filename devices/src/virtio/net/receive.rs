@@ -18,6 +18,7 @@ use crate::GuestMemory;
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::chain::DescriptorChain;
 use crate::virtio::queue::{QueueError, VirtQueue};
+use crate::virtio::state::QueuePosition;
 
 /// Offset of `num_buffers` in the header.
 const NUM_BUFFERS: usize = 10;
@@ -45,7 +46,8 @@ pub(super) struct Receiver {
     mergeable: bool,
     /// How much room is wanted before a packet is read, in bytes.
     wanted: usize,
-    /// Chains taken off the ring, in order, and their pieces.
+    /// Chains taken off the ring and not given back, in order, and their pieces. All that were popped
+    /// after the first of them are here, so that they can be put back by counting them.
     held: VecDeque<Held>,
     iovecs: Vec<iovec>,
     /// Bytes in all of them.
@@ -59,6 +61,7 @@ pub(super) struct Receiver {
 #[derive(Debug)]
 struct Held {
     head: u16,
+    /// Bytes in it. 0: of no use, and only waits for its turn to be given back.
     len: u32,
     pieces: usize,
 }
@@ -93,6 +96,12 @@ impl Receiver {
             chain: DescriptorChain::new(),
             used: Vec::new(),
         }
+    }
+
+    /// How far it got, as if the chains that are held had not been taken yet.
+    pub fn position(&self) -> QueuePosition {
+        // No more than the queue has room for.
+        self.queue.position().put_back(self.held.len() as u16)
     }
 
     /// Moves packets as long as there are packets and buffers.
@@ -173,6 +182,7 @@ impl Receiver {
     fn gather(&mut self, wanted: usize) -> Result<bool, QueueError> {
         while self.room < wanted
             && self.iovecs.len() < ENOUGH_PIECES
+            && self.held.len() < usize::from(self.queue.size())
             && (self.mergeable || self.held.is_empty())
         {
             if !self.queue.pop_or_arm(&mut self.chain)? {
@@ -184,7 +194,8 @@ impl Receiver {
                 self.chain
                     .writable
                     .append_iovecs(&self.memory, 0, len as usize, &mut self.iovecs);
-            if len == 0 || !whole {
+            let len = if whole { len } else { 0 };
+            if len == 0 && self.held.is_empty() {
                 self.queue.push_used(head, 0)?;
                 continue;
             }
@@ -204,6 +215,7 @@ impl Receiver {
         self.mergeable
             && self.iovecs.len() < ENOUGH_PIECES
             && self.iovecs.len() < usize::from(self.queue.size())
+            && self.held.len() < usize::from(self.queue.size())
     }
 
     fn read(&mut self, backend: &dyn Backend) -> io::Result<usize> {
@@ -237,11 +249,17 @@ impl Receiver {
         }
 
         self.used.clear();
-        let (mut left, mut pieces) = (packet.len, 0);
+        let (mut left, mut chains, mut pieces) = (packet.len, 0, 0);
         for held in &self.held {
+            if held.len == 0 {
+                self.queue.push_used(held.head, 0)?;
+                chains += 1;
+                continue;
+            }
             if left == 0 {
                 break;
             }
+            chains += 1;
             let written = left.min(held.len as usize);
             // At most `held.len`.
             self.used.push((held.head, written as u32));
@@ -253,7 +271,7 @@ impl Receiver {
         let count = self.used.len() as u16; // at most ENOUGH_PIECES and one
         // SAFETY: as above.
         unsafe { copy_to(&self.iovecs, NUM_BUFFERS, &count.to_le_bytes()) };
-        self.held.drain(..self.used.len());
+        self.held.drain(..chains);
         self.iovecs.drain(..pieces);
         self.queue.push_used_together(&self.used)
     }

@@ -11,6 +11,7 @@ use crate::GuestMemory;
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::chain::DescriptorChain;
 use crate::virtio::queue::{QueueError, VirtQueue};
+use crate::virtio::state::QueuePosition;
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -46,6 +47,11 @@ impl Transmitter {
             iovecs: Vec::new(),
             admitted: false,
         }
+    }
+
+    /// How far it got. A packet that waits is on the ring still.
+    pub fn position(&self) -> QueuePosition {
+        self.queue.position()
     }
 
     /// Sends what the guest has put in, as long as the host takes it.

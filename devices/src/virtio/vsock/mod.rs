@@ -16,6 +16,7 @@ mod backlog;
 mod connection;
 mod credit;
 mod door;
+mod events;
 mod handshake;
 mod limits;
 mod listener;
@@ -33,10 +34,14 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::interrupt::Interrupt;
-use super::queue::{QueueError, VirtQueue};
+use super::queue::QueueError;
+use super::state::{SavedDevice, StateError, read_own};
 use super::{ActivateError, Activation, EventSource, VirtioDevice, device_id, read_config_bytes};
 use door::Door;
+use events::Events;
 use listener::{HostPorts, Listener};
 use muxer::Muxer;
 use receive::Receive;
@@ -134,9 +139,15 @@ pub struct Vsock {
 struct Active {
     receive: Receive,
     transmit: Transmit,
-    /// For `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`, which a guest is to see after it was restored from a
-    /// snapshot. Until there are any, its buffers are just held.
-    _events: Option<VirtQueue>,
+    events: Option<Events>,
+}
+
+/// What a snapshot keeps. The connections are not in it: their other ends are programs of the host.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OwnState {
+    /// The context ID the guest knows. It reads its own again when it is told of the reset.
+    guest_cid: u64,
 }
 
 impl Vsock {
@@ -149,9 +160,7 @@ impl Vsock {
     /// The same, with other bounds than the default ones.
     pub fn with_limits(config: VsockConfig, limits: Limits) -> Result<Vsock, VsockError> {
         let cid = config.guest_cid;
-        if !(FIRST_GUEST_CID..u64::from(u32::MAX)).contains(&cid) {
-            return Err(VsockError::BadCid(cid));
-        }
+        check_cid(cid)?;
         if config.direct.len() > MAX_DIRECT {
             return Err(VsockError::TooManyDirect(config.direct.len()));
         }
@@ -177,17 +186,32 @@ impl Vsock {
             return;
         };
         if let Err(e) = active.serve(&mut self.muxer) {
-            log::warn!("{}: stopped: {e}", self.name);
-            self.reset();
-            if let Some(interrupt) = &self.interrupt {
-                interrupt.signal_needs_reset();
-            }
+            self.stopped(&e);
         }
+    }
+
+    fn stopped(&mut self, error: &QueueError) {
+        log::warn!("{}: stopped: {error}", self.name);
+        self.reset();
+        if let Some(interrupt) = &self.interrupt {
+            interrupt.signal_needs_reset();
+        }
+    }
+}
+
+fn check_cid(cid: u64) -> Result<(), VsockError> {
+    if (FIRST_GUEST_CID..u64::from(u32::MAX)).contains(&cid) {
+        Ok(())
+    } else {
+        Err(VsockError::BadCid(cid))
     }
 }
 
 impl Active {
     fn serve(&mut self, muxer: &mut Muxer) -> Result<(), QueueError> {
+        if let Some(events) = &mut self.events {
+            muxer.hold_back(events.is_reset_under_way()?);
+        }
         muxer.accept();
         self.transmit.serve(muxer)?;
         let more_to_receive = self.receive.serve(muxer)?;
@@ -228,7 +252,7 @@ impl VirtioDevice for Vsock {
         self.active = Some(Active {
             receive: Receive::new(activation.take_queue(RECEIVE_QUEUE)?),
             transmit: Transmit::new(activation.take_queue(TRANSMIT_QUEUE)?),
-            _events: activation.take_queue(EVENT_QUEUE).ok(),
+            events: activation.take_queue(EVENT_QUEUE).ok().map(Events::new),
         });
         // Clients may be waiting, and the event loop is where they are served.
         self.muxer.ring();
@@ -238,6 +262,54 @@ impl VirtioDevice for Vsock {
     fn reset(&mut self) {
         self.active = None;
         self.muxer.clear();
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, StateError> {
+        let own = OwnState {
+            guest_cid: u64::from_le_bytes(self.config),
+        };
+        let mut queues = Vec::new();
+        if let Some(active) = &self.active {
+            queues.push(Some(active.receive.position()));
+            queues.push(Some(active.transmit.position()));
+            queues.push(active.events.as_ref().map(Events::position));
+        }
+        SavedDevice::new(&self.name, queues, &own)
+    }
+
+    /// The guest gets the context ID this device was made with.
+    fn restore(
+        &mut self,
+        own: &serde_json::Value,
+        activation: Option<Activation>,
+    ) -> Result<(), StateError> {
+        let own: OwnState = read_own(&self.name, own)?;
+        check_cid(own.guest_cid).map_err(|e| StateError::Malformed {
+            device: self.name.clone(),
+            what: e.to_string(),
+        })?;
+        let Some(activation) = activation else {
+            return Ok(());
+        };
+        self.activate(activation)
+            .map_err(|e| StateError::activating(&self.name, e))?;
+        if let Some(active) = &mut self.active
+            && let Some(events) = &mut active.events
+        {
+            events.owe_reset();
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self) {
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        if let Some(events) = &mut active.events
+            && let Err(e) = events.tell()
+        {
+            self.stopped(&e);
+        }
     }
 
     fn event_sources(&self) -> Vec<EventSource> {

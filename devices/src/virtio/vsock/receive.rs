@@ -11,6 +11,7 @@ use super::muxer::Muxer;
 use super::packet::{HEADER_SIZE, Header, MAX_PAYLOAD, op};
 use crate::virtio::chain::DescriptorChain;
 use crate::virtio::queue::{QueueError, VirtQueue};
+use crate::virtio::state::QueuePosition;
 
 /// Iovecs one call takes (`IOV_MAX`).
 const MAX_IOVECS: usize = 1024;
@@ -54,6 +55,11 @@ impl Receive {
             budget: 0,
             returned: false,
         }
+    }
+
+    /// How far it got. Between turns no buffer is held.
+    pub fn position(&self) -> QueuePosition {
+        self.queue.position()
     }
 
     /// One turn on the event loop. `true` if there is work left that could be done at once.

@@ -6,6 +6,7 @@ use super::muxer::{Muxer, Packet};
 use super::packet::{HEADER_SIZE, Header};
 use crate::virtio::chain::DescriptorChain;
 use crate::virtio::queue::{QueueError, VirtQueue};
+use crate::virtio::state::QueuePosition;
 
 /// Payload taken in one turn on the event loop, about: a millisecond's worth, that others wait for.
 const TURN_BYTES: u32 = 4 << 20;
@@ -32,6 +33,11 @@ impl Transmit {
             chain: DescriptorChain::new(),
             iovecs: Vec::new(),
         }
+    }
+
+    /// How far it got. Between turns no packet is held.
+    pub fn position(&self) -> QueuePosition {
+        self.queue.position()
     }
 
     /// The driver has notified the queue.

@@ -147,6 +147,17 @@ impl Backend {
         }
     }
 
+    /// Waits until at least one operation that was submitted is over, if any is in flight.
+    pub fn wait(&mut self) -> io::Result<()> {
+        match self {
+            Backend::Uring(uring) => uring.wait(),
+            Backend::Pool(pool) => {
+                pool.wait();
+                Ok(())
+            }
+        }
+    }
+
     /// Cancels or waits for all that was pushed, and forgets its completions. Nothing touches the
     /// memory of any operation after this.
     pub fn drain(&mut self) {

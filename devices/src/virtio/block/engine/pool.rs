@@ -131,17 +131,18 @@ impl Pool {
         self.taken.pop()
     }
 
+    pub fn wait(&mut self) {
+        if self.taken.is_empty() {
+            // All of it: who waits has nothing better to do.
+            drop(self.shared.wait_for_idle(self.shared.lock()));
+        }
+    }
+
     pub fn drain(&mut self) {
         self.pushed.clear();
         let mut work = self.shared.lock();
         work.jobs.clear();
-        while work.busy > 0 {
-            work = self
-                .shared
-                .idle
-                .wait(work)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        let mut work = self.shared.wait_for_idle(work);
         work.done.clear();
         drop(work);
         self.taken.clear();
@@ -163,6 +164,14 @@ impl Drop for Pool {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Work> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_idle<'a>(&'a self, work: MutexGuard<'a, Work>) -> MutexGuard<'a, Work> {
+        let mut work = work;
+        while work.busy > 0 || !work.jobs.is_empty() {
+            work = self.idle.wait(work).unwrap_or_else(PoisonError::into_inner);
+        }
+        work
     }
 
     fn run(&self) {

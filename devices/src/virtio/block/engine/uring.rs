@@ -96,6 +96,17 @@ impl Uring {
         Some((entry.user_data() as u16, result))
     }
 
+    pub fn wait(&mut self) -> io::Result<()> {
+        while self.in_flight > 0 && self.ring.completion().is_empty() {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => {}
+                Err(error) if is_passing(&error) => std::thread::yield_now(),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     pub fn drain(&mut self) {
         while self.in_flight > 0 {
             match self.ring.submit_and_wait(1) {

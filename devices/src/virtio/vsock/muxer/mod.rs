@@ -76,6 +76,8 @@ pub struct Muxer {
     by_ports: HashMap<Ports, SlotId>,
     resets: VecDeque<Reset>,
     half_open: usize,
+    /// The guest would drop connections that it heard of now.
+    held_back: bool,
     /// Bytes in the backlogs of all connections.
     backlog: usize,
     next_port: u32,
@@ -109,6 +111,7 @@ impl Muxer {
             by_ports: HashMap::new(),
             resets: VecDeque::new(),
             half_open: 0,
+            held_back: false,
             backlog: 0,
             next_port: FIRST_PORT,
             counters: Counters::default(),
@@ -159,6 +162,7 @@ impl Muxer {
         self.resets.clear();
         self.timers.clear();
         self.half_open = 0;
+        self.held_back = false;
         self.backlog = 0;
         // A pause after a failed accept went with the timers.
         for door in &mut self.doors {
@@ -174,9 +178,15 @@ impl Muxer {
         self.resets.len() < self.limits.max_pending_resets
     }
 
+    /// Whether connections keep from the guest what they have for it, requests above all. Clients are
+    /// accepted all the same, and wait. RSTs are not of connections, and go on.
+    pub fn hold_back(&mut self, hold: bool) {
+        self.held_back = hold;
+    }
+
     /// Whether there is anything for the guest.
     pub fn is_quiet(&self) -> bool {
-        self.resets.is_empty() && self.connections.none_ready()
+        self.resets.is_empty() && (self.held_back || self.connections.none_ready())
     }
 
     /// The RST packet to send next.
@@ -200,6 +210,9 @@ impl Muxer {
 
     /// The connection whose turn it is to send to the guest. After its turn: [`Self::settle`].
     pub fn next_ready(&mut self) -> Option<SlotId> {
+        if self.held_back {
+            return None;
+        }
         self.connections.next_ready()
     }
 
