@@ -88,6 +88,7 @@ pub fn describe(config: &Config, files: &Files, volumes: &Attached) -> Result<Vm
         serial: false,
         rng: true,
         balloon: None,
+        spare_slots: 0,
         control_socket: Some(files.control()),
         assist: AssistConfig::Auto,
     })

@@ -119,7 +119,53 @@ impl Setup {
         let file = self.path("vm.json");
         fs::write(&file, self.config.to_string()).expect("write the configuration");
         Vm {
-            process: Process::start(&file),
+            process: Process::start(&file, None),
+            ready,
+            dir: self.dir,
+        }
+    }
+}
+
+/// A VM that goes on from a snapshot: what is different in it, and the folder its sockets are in.
+#[derive(Debug)]
+pub struct Restore {
+    config: Value,
+    dir: TempDir,
+}
+
+impl Restore {
+    /// With the sockets that VMs of [`Setup`] have, in a folder of its own.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("bulkhead-test-")
+            .tempdir()
+            .expect("make a folder for the VM");
+        let config = json!({
+            "vsock": {"cid": 3, "path": dir.path().join("vsock.sock")},
+            "control_socket": dir.path().join("control.sock"),
+        });
+        Restore { config, dir }
+    }
+
+    /// Sets one top-level field.
+    pub fn with(mut self, field: &str, value: Value) -> Self {
+        self.config[field] = value;
+        self
+    }
+
+    /// A path for a file of the VM's; it goes when the VM does.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Starts the VMM on the snapshot in `folder`. It ends with this thread.
+    pub fn start(self, folder: &Path) -> Vm {
+        let ready = vsock::listen(&self.path("vsock.sock"), READY_PORT).expect("listen for ready");
+        let file = self.path("vm.json");
+        fs::write(&file, self.config.to_string()).expect("write the configuration");
+        Vm {
+            process: Process::start(&file, Some(folder)),
             ready,
             dir: self.dir,
         }
@@ -145,7 +191,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(config: &Path) -> Self {
+    fn start(config: &Path, snapshot: Option<&Path>) -> Self {
         let mut command = Command::new(artifacts::vmm());
         command
             .arg("--config")
@@ -153,6 +199,9 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some(folder) = snapshot {
+            command.arg("--restore").arg(folder);
+        }
         process::die_with_parent(&mut command);
         let started = Instant::now();
         let mut child = command.spawn().expect("start bulkhead-vmm");
@@ -171,7 +220,7 @@ impl Vm {
     /// sockets of the killed one still lie.
     pub fn kill_and_start_again(&mut self) {
         self.kill();
-        self.process = Process::start(&self.path("vm.json"));
+        self.process = Process::start(&self.path("vm.json"), None);
     }
 
     /// Waits for PID 1's report, and returns it and how long it took from the process's start.
@@ -200,6 +249,11 @@ impl Vm {
         }
     }
 
+    /// Takes a snapshot into `folder`.
+    pub fn snapshot(&self, folder: &Path) {
+        self.control("PUT", "/v1/snapshot", Some(&json!({"path": folder})));
+    }
+
     /// The process.
     pub fn pid(&self) -> u32 {
         self.process.child.id()
@@ -217,6 +271,11 @@ impl Vm {
 
     /// Connects to a port of the guest.
     pub fn connect(&self, port: u32) -> UnixStream {
+        let deadline = Instant::now() + patience();
+        // One that was just restored has its sockets in a moment, if it could be.
+        while !self.vsock_path().exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         vsock::connect_when_listening(&self.vsock_path(), port, patience())
             .unwrap_or_else(|e| self.fail(&format!("connecting to port {port}: {e}")))
     }

@@ -20,12 +20,13 @@ use bulkhead_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use bulkhead_devices::virtio::net::mac::ParseMacError;
 use bulkhead_devices::virtio::net::tap::{Tap, TapError};
 use bulkhead_devices::virtio::net::{self, Net};
+use bulkhead_devices::virtio::placeholder::Placeholder;
 use bulkhead_devices::virtio::rng::Rng;
 use bulkhead_devices::virtio::vsock::{Vsock, VsockConfig, VsockError};
 use kvm_ioctls::{IoEventAddress, VmFd};
 
 use crate::boot::layout::{SERIAL_IRQ, VIRTIO_IRQS, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START};
-use crate::config::{self, VmConfig};
+use crate::config::{self, RestoreConfig, VmConfig};
 use crate::exit::{ExitSlot, VmExit};
 use crate::vcpu::Buses;
 
@@ -76,8 +77,12 @@ pub struct Devices {
     pub buses: Arc<Buses>,
     /// The virtio devices, in the order of their windows.
     pub virtio: Vec<Arc<MmioTransport>>,
+    /// Windows behind theirs that are empty.
+    pub spare: usize,
     /// The serial port, if there is one.
     pub serial: Option<Arc<Serial>>,
+    /// The keyboard controller, by which a PC is reset.
+    pub i8042: Arc<I8042>,
     /// How the guest says that it is over.
     pub guest_exit: Arc<ExitSignal>,
     /// The console's window.
@@ -97,9 +102,11 @@ pub fn virtio_slot(index: usize) -> (u64, u32) {
 
 impl Devices {
     /// Opens everything that `config` names. Nothing is wired to a VM yet, so that a disk that is not
-    /// there costs no VM. A device that is lost later says so in `exit`.
+    /// there costs no VM. A device that is lost later says so in `exit`. `added` are devices for spare
+    /// windows, no more than there are.
     pub fn open(
         config: &VmConfig,
+        added: Option<&RestoreConfig>,
         memory: &Arc<GuestMemory>,
         exit: &Arc<ExitSlot>,
     ) -> Result<Self, AttachError> {
@@ -107,37 +114,23 @@ impl Devices {
         let mut buses = Buses::default();
         let mut devices = Devices {
             buses: Arc::default(),
-            virtio: Vec::with_capacity(config.virtio_devices()),
+            virtio: Vec::with_capacity(config.virtio_devices() + config.spare_slots),
+            spare: config.spare_slots,
             serial: None,
+            i8042: Arc::new(I8042::new(Arc::clone(&guest_exit))),
             guest_exit: Arc::clone(&guest_exit),
             console: None,
             balloon: None,
         };
-        for (index, disk) in config.disks.iter().enumerate() {
-            let block = Block::open(BlockConfig {
-                path: disk.path.clone(),
-                read_only: disk.read_only,
-                serial: disk.serial.clone(),
-                rate_limit: disk.rate_limit,
-                name: format!("block{index}"),
-                engine: Engine::Auto,
-            })?;
-            devices.add_virtio(Box::new(block), memory, &mut buses)?;
-        }
-        for (index, net) in config.nets.iter().enumerate() {
-            let net = open_net(net, format!("net{index}"))?;
-            devices.add_virtio(Box::new(net), memory, &mut buses)?;
-        }
-        for (index, share) in config.shares.iter().enumerate() {
-            let exit = Arc::clone(exit);
-            let fs = Fs::connect(FsConfig {
-                name: format!("fs{index}"),
-                tag: share.tag.clone(),
-                socket: share.socket.clone(),
-                lost: Box::new(move |why| exit.report(VmExit::DeviceLost(why))),
-            })?;
-            devices.add_virtio(Box::new(fs), memory, &mut buses)?;
-        }
+        let mut make = Make {
+            memory,
+            exit,
+            buses: &mut buses,
+            devices: &mut devices,
+        };
+        make.disks(&config.disks, 0)?;
+        make.nets(&config.nets, 0)?;
+        make.shares(&config.shares, 0)?;
         if let Some(vsock) = &config.vsock {
             let vsock = Vsock::new(VsockConfig {
                 name: "vsock".to_owned(),
@@ -145,7 +138,7 @@ impl Devices {
                 uds_path: vsock.path.clone(),
                 direct: vsock.ports.iter().map(Into::into).collect(),
             })?;
-            devices.add_virtio(Box::new(vsock), memory, &mut buses)?;
+            make.add(Box::new(vsock))?;
         }
         let console_has_input = config.console == config::ConsoleConfig::Stdio;
         if console_has_input {
@@ -156,12 +149,12 @@ impl Devices {
                 size: config.console_size.map(Into::into).unwrap_or_default(),
             })
             .map_err(host("console"))?;
-            devices.console = Some(console.handle());
-            devices.add_virtio(Box::new(console), memory, &mut buses)?;
+            make.devices.console = Some(console.handle());
+            make.add(Box::new(console))?;
         }
         if config.rng {
             let rng = Rng::new("rng".to_owned(), &RateLimit::default()).map_err(host("rng"))?;
-            devices.add_virtio(Box::new(rng), memory, &mut buses)?;
+            make.add(Box::new(rng))?;
         }
         if let Some(balloon) = &config.balloon {
             let balloon = Balloon::new(BalloonConfig {
@@ -172,12 +165,19 @@ impl Devices {
                 statistics: false,
             })
             .map_err(host("balloon"))?;
-            devices.balloon = Some(balloon.handle());
-            devices.add_virtio(Box::new(balloon), memory, &mut buses)?;
+            make.devices.balloon = Some(balloon.handle());
+            make.add(Box::new(balloon))?;
         }
+        if let Some(added) = added {
+            make.devices.spare = config.spare_slots.saturating_sub(added.virtio_devices());
+            make.disks(&added.disks, config.disks.len())?;
+            make.nets(&added.nets, config.nets.len())?;
+            make.shares(&added.shares, config.shares.len())?;
+        }
+        make.placeholders();
 
         let pio = &mut buses.pio;
-        let i8042 = Arc::new(I8042::new(Arc::clone(&guest_exit)));
+        let i8042 = devices.i8042.clone();
         pio.insert(i8042::PORT, i8042::WINDOW_SIZE, i8042);
         let exit_port = Arc::new(ExitPort::new(guest_exit));
         pio.insert(exit_port::PORT, exit_port::WINDOW_SIZE, exit_port);
@@ -197,7 +197,7 @@ impl Devices {
 
     /// Interrupts that are wired, for the MP table.
     pub fn irqs(&self) -> Vec<u32> {
-        let virtio = (0..self.virtio.len()).map(|index| virtio_slot(index).1);
+        let virtio = (0..self.windows()).map(|index| virtio_slot(index).1);
         let serial = self.serial.iter().map(|_| SERIAL_IRQ);
         virtio.chain(serial).collect()
     }
@@ -228,19 +228,76 @@ impl Devices {
         Ok(())
     }
 
-    fn add_virtio(
-        &mut self,
-        device: Box<dyn VirtioDevice>,
-        memory: &Arc<GuestMemory>,
-        buses: &mut Buses,
-    ) -> Result<(), AttachError> {
-        let transport = MmioTransport::new(device, Arc::clone(memory)).map_err(host("virtio"))?;
-        let transport = Arc::new(transport);
-        let (address, _) = virtio_slot(self.virtio.len());
-        let on_bus: Arc<dyn BusDevice> = transport.clone();
-        buses.mmio.insert(address, VIRTIO_MMIO_SIZE, on_bus);
-        self.virtio.push(transport);
+    /// Windows of virtio devices, whether there is one or not.
+    pub fn windows(&self) -> usize {
+        self.virtio.len() + self.spare
+    }
+}
+
+/// Devices on their way into windows.
+struct Make<'a> {
+    memory: &'a Arc<GuestMemory>,
+    exit: &'a Arc<ExitSlot>,
+    buses: &'a mut Buses,
+    devices: &'a mut Devices,
+}
+
+impl Make<'_> {
+    /// Each is named by its number, from `first`.
+    fn disks(&mut self, disks: &[config::DiskConfig], first: usize) -> Result<(), AttachError> {
+        for (index, disk) in (first..).zip(disks) {
+            let block = Block::open(BlockConfig {
+                path: disk.path.clone(),
+                read_only: disk.read_only,
+                serial: disk.serial.clone(),
+                rate_limit: disk.rate_limit,
+                name: format!("block{index}"),
+                engine: Engine::Auto,
+            })?;
+            self.add(Box::new(block))?;
+        }
         Ok(())
+    }
+
+    fn nets(&mut self, nets: &[config::NetConfig], first: usize) -> Result<(), AttachError> {
+        for (index, net) in (first..).zip(nets) {
+            let net = open_net(net, format!("net{index}"))?;
+            self.add(Box::new(net))?;
+        }
+        Ok(())
+    }
+
+    fn shares(&mut self, shares: &[config::ShareConfig], first: usize) -> Result<(), AttachError> {
+        for (index, share) in (first..).zip(shares) {
+            let exit = Arc::clone(self.exit);
+            let fs = Fs::connect(FsConfig {
+                name: format!("fs{index}"),
+                tag: share.tag.clone(),
+                socket: share.socket.clone(),
+                lost: Box::new(move |why| exit.report(VmExit::DeviceLost(why))),
+            })?;
+            self.add(Box::new(fs))?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), AttachError> {
+        let transport =
+            MmioTransport::new(device, Arc::clone(self.memory)).map_err(host("virtio"))?;
+        let transport = Arc::new(transport);
+        let (address, _) = virtio_slot(self.devices.virtio.len());
+        let on_bus: Arc<dyn BusDevice> = transport.clone();
+        self.buses.mmio.insert(address, VIRTIO_MMIO_SIZE, on_bus);
+        self.devices.virtio.push(transport);
+        Ok(())
+    }
+
+    fn placeholders(&mut self) {
+        for index in self.devices.virtio.len()..self.devices.windows() {
+            let (address, _) = virtio_slot(index);
+            let empty = Arc::new(Placeholder);
+            self.buses.mmio.insert(address, VIRTIO_MMIO_SIZE, empty);
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use bulkhead_devices::rate_limiter::RateLimit;
 use bulkhead_devices::virtio::console::WindowSize;
 pub use bulkhead_devices::virtio::fs::MAX_TAG;
 use bulkhead_devices::virtio::vsock::DirectSocket;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::memory;
@@ -58,12 +59,73 @@ pub struct VmConfig {
     /// The memory balloon.
     #[serde(default)]
     pub balloon: Option<BalloonConfig>,
+    /// Windows without a device, behind those of the devices. What is restored from a snapshot of this
+    /// VM can have devices there.
+    #[serde(default)]
+    pub spare_slots: usize,
     /// Unix socket to be controlled through.
     #[serde(default)]
     pub control_socket: Option<PathBuf>,
     /// Whether to finish supervisor instructions that a software-assisted KVM cannot.
     #[serde(default)]
     pub assist: AssistConfig,
+}
+
+/// What is different in a VM that is restored from a snapshot. All else is as it was in the VM that the
+/// snapshot was taken of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreConfig {
+    /// Block devices for the spare windows. They come first there.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network cards for the spare windows, behind the disks.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// Shares for the spare windows, behind the network cards.
+    #[serde(default)]
+    pub shares: Vec<ShareConfig>,
+    /// The socket device's address and sockets. Needed if the snapshot has such a device.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
+    /// Unix socket to be controlled through.
+    #[serde(default)]
+    pub control_socket: Option<PathBuf>,
+    /// Whether all of the snapshot's memory is read first and compared with its checksums. Otherwise it is
+    /// read as the guest needs it, and only its size is checked.
+    #[serde(default = "yes")]
+    pub verify: bool,
+}
+
+impl Default for RestoreConfig {
+    fn default() -> Self {
+        RestoreConfig {
+            disks: Vec::new(),
+            nets: Vec::new(),
+            shares: Vec::new(),
+            vsock: None,
+            control_socket: None,
+            verify: true,
+        }
+    }
+}
+
+impl RestoreConfig {
+    /// Reads the document at `path` (`-`: standard input).
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        read(path)
+    }
+
+    /// Checks everything that can be checked without touching the host's devices or files.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        validate_tags(&self.shares)?;
+        validate_cid(self.vsock.as_ref())
+    }
+
+    /// How many devices it adds.
+    pub fn virtio_devices(&self) -> usize {
+        self.disks.len() + self.nets.len() + self.shares.len()
+    }
 }
 
 /// What to boot.
@@ -272,23 +334,45 @@ pub enum ConfigError {
     Cid(u64),
 }
 
+fn validate_tags(shares: &[ShareConfig]) -> Result<(), ConfigError> {
+    for (index, ShareConfig { tag, .. }) in shares.iter().enumerate() {
+        let is_taken = shares[..index].iter().any(|other| other.tag == *tag);
+        if tag.is_empty() || tag.len() > MAX_TAG || tag.contains('\0') || is_taken {
+            return Err(ConfigError::Tag(tag.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn validate_cid(vsock: Option<&VsockConfig>) -> Result<(), ConfigError> {
+    match vsock {
+        Some(vsock) if !(3..u64::from(u32::MAX)).contains(&vsock.cid) => {
+            Err(ConfigError::Cid(vsock.cid))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let read = if path == Path::new("-") {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(path)
+    };
+    let text = read.map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    serde_json::from_str(&text).map_err(|source| ConfigError::Parse {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 impl VmConfig {
     /// Reads the document at `path` (`-`: standard input) and checks it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = if path == Path::new("-") {
-            std::io::read_to_string(std::io::stdin())
-        } else {
-            std::fs::read_to_string(path)
-        };
-        let text = read.map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let config: VmConfig =
-            serde_json::from_str(&text).map_err(|source| ConfigError::Parse {
-                path: path.to_owned(),
-                source,
-            })?;
+        let config: VmConfig = read(path)?;
         config.validate()?;
         Ok(config)
     }
@@ -309,22 +393,12 @@ impl VmConfig {
                 host,
             });
         }
-        let devices = self.virtio_devices();
+        let devices = self.virtio_devices().saturating_add(self.spare_slots);
         if devices > MAX_VIRTIO_DEVICES {
             return Err(ConfigError::TooManyDevices(devices));
         }
-        for (index, ShareConfig { tag, .. }) in self.shares.iter().enumerate() {
-            let is_taken = self.shares[..index].iter().any(|other| other.tag == *tag);
-            if tag.is_empty() || tag.len() > MAX_TAG || tag.contains('\0') || is_taken {
-                return Err(ConfigError::Tag(tag.clone()));
-            }
-        }
-        if let Some(vsock) = &self.vsock
-            && !(3..u64::from(u32::MAX)).contains(&vsock.cid)
-        {
-            return Err(ConfigError::Cid(vsock.cid));
-        }
-        Ok(())
+        validate_tags(&self.shares)?;
+        validate_cid(self.vsock.as_ref())
     }
 
     /// How many virtio devices this VM has.

@@ -18,5 +18,6 @@ pub mod host;
 pub mod logger;
 pub mod machine;
 pub mod memory;
+pub mod snapshot;
 pub mod timing;
 pub mod vcpu;

@@ -1,12 +1,13 @@
 //! Builds a VM from its description, and runs it to its end.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bulkhead_devices::GuestMemory;
 use bulkhead_devices::legacy::exit_signal::{ExitSignal, GuestExit};
 use bulkhead_devices::legacy::serial::Serial;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use crate::assist::probe::ProbeError;
@@ -19,16 +20,19 @@ use crate::boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::boot::mptable::{self, MpTableError};
 use crate::boot::params::{self, ParamsError};
 use crate::boot::registers;
-use crate::config::{AssistConfig, ConsoleConfig, VmConfig};
+use crate::config::{AssistConfig, ConsoleConfig, RestoreConfig, VmConfig};
 use crate::control::api::VmHandle;
 use crate::control::{ControlError, ControlServer};
 use crate::cpu::cpuid::{CpuTopology, CpuidError, GuestCpuid};
 use crate::cpu::lapic;
 use crate::cpu::msrs::{self, MsrError};
+use crate::cpu::state::{Inventory, VcpuStateError};
 use crate::event_loop::{EventLoop, Signals, watch, watch_source};
 use crate::exit::{ExitSlot, VmExit};
 use crate::host::{self, HostError};
 use crate::memory::{self, Backing, MemoryError};
+use crate::snapshot::document::State;
+use crate::snapshot::{self, SnapshotError};
 use crate::timing::{self, StartTimes};
 use crate::vcpu::{ExitCounts, RunControl, Vcpu};
 
@@ -77,6 +81,12 @@ pub enum MachineError {
     /// The guest's processor.
     #[error(transparent)]
     Msr(#[from] MsrError),
+    /// A vCPU's state.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuStateError),
+    /// The snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// KVM refused a step.
     #[error("KVM cannot {what}: {source}")]
     Kvm {
@@ -114,7 +124,7 @@ pub struct Machine {
     devices: Devices,
     times: StartTimes,
     // Last, so that the VM and its memory outlive everything that uses them.
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
     _memory: Arc<GuestMemory>,
 }
 
@@ -155,7 +165,7 @@ impl Machine {
         memory::register(&vm, &memory)?;
         times.memory_ns = timing::now();
 
-        let devices = Devices::open(&config, &memory, &exit)?;
+        let devices = Devices::open(&config, None, &memory, &exit)?;
         let loaded = kernel::load(&memory, &kernel_file, &config.kernel.path)?;
         let initrd = match (&initrd_file, &config.kernel.initrd) {
             (Some(file), Some(path)) => Some(initrd::load(&memory, file, path, &loaded)?),
@@ -170,65 +180,112 @@ impl Machine {
         times.kernel_ns = timing::now();
 
         let fds = create_vcpus(&kvm, &vm, cpus, kind)?;
-        set_boot_registers(&fds[0], loaded.entry).map_err(kvm_cannot("set the registers"))?;
+        set_boot_registers(&fds[0].0, loaded.entry).map_err(kvm_cannot("set the registers"))?;
         devices.wire(&vm)?;
-
-        let run = Arc::new(RunControl::new(false).map_err(cannot("set up the vCPUs' signal"))?);
-        let buses = Arc::clone(&devices.buses);
-        let assist_counters = Arc::<Counters>::default();
-        let mut vcpus = Vec::with_capacity(fds.len());
-        for (index, mut fd) in (0..).zip(fds) {
-            let assist = assisted
-                .then(|| Assist::new(&kvm, &mut fd, Arc::clone(&assist_counters)))
-                .transpose()?;
-            vcpus.push(Vcpu {
-                index,
-                fd,
-                buses: Arc::clone(&buses),
-                assist,
-                memory: Arc::clone(&memory),
-                exit: Arc::clone(&exit),
-                counts: Arc::<ExitCounts>::default(),
-            });
-        }
-
-        let mut event_loop =
-            EventLoop::new(Arc::clone(&exit)).map_err(cannot("make an event loop"))?;
-        event_loop.add(Box::new(signals));
-        event_loop.add(Box::new(GuestExitSource {
-            signal: Arc::clone(&devices.guest_exit),
-            exit: Arc::clone(&exit),
-        }));
-        for device in &devices.virtio {
-            event_loop.add_device(Arc::clone(device));
-        }
-        if let Some(serial) = &devices.serial {
-            event_loop.add(Box::new(SerialSource(Arc::clone(serial))));
-        }
-        if let Some(path) = config.control_socket.clone() {
-            let handle = VmHandle {
-                config,
-                cmdline: cmdline.as_str().to_owned(),
-                host: kind,
-                run: Arc::clone(&run),
-                exit,
-                devices: devices.virtio.clone(),
-                vcpus: vcpus.iter().map(|vcpu| Arc::clone(&vcpu.counts)).collect(),
-                console: devices.console.clone(),
-                balloon: devices.balloon.clone(),
-                assist: assisted.then_some(assist_counters),
-            };
-            event_loop.add(Box::new(ControlServer::bind(&path, handle)?));
-        }
-        Ok(Machine {
-            event_loop,
-            run,
-            vcpus,
+        let inventory = Inventory::new(&kvm, kind)?;
+        Assembly {
+            kvm,
+            vm,
+            kind,
+            assisted,
+            config,
+            added: RestoreConfig::default(),
+            asleep_ns: None,
+            cmdline: cmdline.as_str().to_owned(),
+            memory,
             devices,
+            fds,
+            inventory,
+            exit,
+            signals,
             times,
-            _vm: vm,
-            _memory: memory,
-        })
+        }
+        .finish()
+    }
+
+    /// Goes on with the VM whose snapshot is in `folder`. `started` is as in [`Self::build`].
+    pub fn restore(
+        folder: &Path,
+        wanted: RestoreConfig,
+        started: u64,
+    ) -> Result<Self, MachineError> {
+        let mut times = StartTimes {
+            process_ns: started,
+            ..StartTimes::default()
+        };
+        let exit = Arc::new(ExitSlot::new().map_err(cannot("make an eventfd"))?);
+        // Before any thread: the signal mask is inherited.
+        let signals = Signals::new(Arc::clone(&exit)).map_err(cannot("watch signals"))?;
+
+        let state = State::load(folder)?;
+        let (config, added) = state.restored_config(wanted)?;
+        let kvm = host::open_kvm()?;
+        let kind = match state.host.known_kind() {
+            Some(kind) => kind,
+            None => probe::probe(&kvm)?,
+        };
+        let assisted = kind == HostKind::SoftwareAssisted && config.assist == AssistConfig::Auto;
+        times.host_ns = timing::now();
+
+        let vm = create_vm(&kvm)?;
+        if assisted {
+            assist::prepare_vm(&vm);
+        }
+        let backing = match added.shares.is_empty() {
+            true => Backing::Memfd,
+            false => Backing::Shared,
+        };
+        let (mib, verify) = (config.memory_mib, added.verify);
+        let memory = snapshot::memory::restore(folder, mib, &state.memory, verify, backing)?;
+        let memory = Arc::new(memory);
+        memory::register(&vm, &memory)?;
+        times.memory_ns = timing::now();
+
+        let devices = Devices::open(&config, Some(&added), &memory, &exit)?;
+        for (device, state) in devices.virtio.iter().zip(&state.devices) {
+            device.restore(state).map_err(SnapshotError::from)?;
+        }
+        if let (Some(serial), Some(state)) = (&devices.serial, &state.serial) {
+            serial.restore(state).map_err(SnapshotError::from)?;
+        }
+        devices.i8042.restore(&state.i8042);
+        times.kernel_ns = timing::now();
+
+        let cpus = config.cpus as u8; // at most MAX_CPUS, by the configuration's check
+        let fds = create_vcpus(&kvm, &vm, cpus, kind)?;
+        let inventory = Inventory::new(&kvm, kind)?;
+        snapshot::take::restore_vm(&vm, &state.vm)?;
+        devices.wire(&vm)?;
+        for ((fd, cpuid), saved) in fds.iter().zip(&state.vcpus) {
+            state.host.check(kind, saved.cpuid(), cpuid.as_slice())?;
+            let refused = saved.restore(fd, &inventory, kind)?;
+            if !refused.is_empty() {
+                log::info!("KVM refused the MSRs {refused:#x?}; the guest does without");
+            }
+        }
+        // Last, as from here on the guest's time passes.
+        let asleep_ns = snapshot::take::restore_clock(&vm, &state.vm)?;
+        for device in &devices.virtio {
+            device.restart();
+        }
+        Assembly {
+            kvm,
+            vm,
+            kind,
+            assisted,
+            config,
+            added,
+            asleep_ns: Some(asleep_ns),
+            cmdline: state.cmdline,
+            memory,
+            devices,
+            fds,
+            inventory,
+            exit,
+            signals,
+            times,
+        }
+        .finish()
     }
 
     /// Runs the VM to its end.
@@ -249,6 +306,118 @@ impl Machine {
             device.shutdown();
         }
         exit
+    }
+}
+
+/// The parts of a VM, ready to be set in motion.
+struct Assembly {
+    kvm: Kvm,
+    vm: VmFd,
+    kind: HostKind,
+    assisted: bool,
+    config: VmConfig,
+    added: RestoreConfig,
+    asleep_ns: Option<u64>,
+    cmdline: String,
+    memory: Arc<GuestMemory>,
+    devices: Devices,
+    fds: Vec<(VcpuFd, CpuId)>,
+    inventory: Inventory,
+    exit: Arc<ExitSlot>,
+    signals: Signals,
+    times: StartTimes,
+}
+
+impl Assembly {
+    fn finish(self) -> Result<Machine, MachineError> {
+        let Assembly {
+            kvm,
+            vm,
+            kind,
+            assisted,
+            config,
+            added,
+            asleep_ns,
+            cmdline,
+            memory,
+            devices,
+            fds,
+            inventory,
+            exit,
+            signals,
+            times,
+        } = self;
+        let vm = Arc::new(vm);
+        let inventory = Arc::new(inventory);
+
+        let run = Arc::new(RunControl::new(false).map_err(cannot("set up the vCPUs' signal"))?);
+        let buses = Arc::clone(&devices.buses);
+        let assist_counters = Arc::<Counters>::default();
+        let mut vcpus = Vec::with_capacity(fds.len());
+        for (index, (mut fd, cpuid)) in (0..).zip(fds) {
+            let assist = assisted
+                .then(|| Assist::new(&kvm, &mut fd, Arc::clone(&assist_counters)))
+                .transpose()?;
+            vcpus.push(Vcpu {
+                index,
+                fd,
+                buses: Arc::clone(&buses),
+                assist,
+                memory: Arc::clone(&memory),
+                exit: Arc::clone(&exit),
+                counts: Arc::<ExitCounts>::default(),
+                cpuid,
+                inventory: Arc::clone(&inventory),
+            });
+        }
+
+        let mut event_loop =
+            EventLoop::new(Arc::clone(&exit)).map_err(cannot("make an event loop"))?;
+        event_loop.add(Box::new(signals));
+        event_loop.add(Box::new(GuestExitSource {
+            signal: Arc::clone(&devices.guest_exit),
+            exit: Arc::clone(&exit),
+        }));
+        for device in &devices.virtio {
+            event_loop.add_device(Arc::clone(device));
+        }
+        if let Some(serial) = &devices.serial {
+            event_loop.add(Box::new(SerialSource(Arc::clone(serial))));
+        }
+        let control_socket = match asleep_ns {
+            None => config.control_socket.clone(),
+            Some(_) => added.control_socket.clone(),
+        };
+        if let Some(path) = control_socket {
+            let handle = VmHandle {
+                config,
+                added,
+                asleep_ns,
+                cmdline,
+                vm: Arc::clone(&vm),
+                memory: Arc::clone(&memory),
+                serial: devices.serial.clone(),
+                i8042: Arc::clone(&devices.i8042),
+                host: kind,
+                run: Arc::clone(&run),
+                exit,
+                devices: devices.virtio.clone(),
+                vcpus: vcpus.iter().map(|vcpu| Arc::clone(&vcpu.counts)).collect(),
+                console: devices.console.clone(),
+                balloon: devices.balloon.clone(),
+                assist: assisted.then_some(assist_counters),
+            };
+            event_loop.add(Box::new(ControlServer::bind(&path, handle)?));
+        }
+        Ok(Machine {
+            event_loop,
+            run,
+            vcpus,
+            devices,
+            times,
+            _vm: vm,
+            _memory: memory,
+        })
     }
 }
 
@@ -281,7 +450,7 @@ fn create_vcpus(
     vm: &VmFd,
     cpus: u8,
     kind: HostKind,
-) -> Result<Vec<VcpuFd>, MachineError> {
+) -> Result<Vec<(VcpuFd, CpuId)>, MachineError> {
     let fds = (0..cpus)
         .map(|index| vm.create_vcpu(index.into()))
         .collect::<Result<Vec<_>, _>>()
@@ -291,16 +460,18 @@ fn create_vcpus(
     let cpuid = GuestCpuid::new(kvm, CpuTopology { cpus }, tsc_khz, kind)?;
     let msrs = msrs::boot_msrs(kvm, kind)?;
     let mut refused = Vec::new();
-    for (index, vcpu) in (0..).zip(&fds) {
-        vcpu.set_cpuid2(&cpuid.for_vcpu(index)?)
-            .map_err(kvm_cannot("set CPUID"))?;
-        refused = msrs::set_msrs(vcpu, &msrs)?;
-        lapic::set_pins(vcpu).map_err(kvm_cannot("set the local APIC"))?;
+    let mut vcpus = Vec::with_capacity(fds.len());
+    for (index, vcpu) in (0..).zip(fds) {
+        let cpuid = cpuid.for_vcpu(index)?;
+        vcpu.set_cpuid2(&cpuid).map_err(kvm_cannot("set CPUID"))?;
+        refused = msrs::set_msrs(&vcpu, &msrs)?;
+        lapic::set_pins(&vcpu).map_err(kvm_cannot("set the local APIC"))?;
+        vcpus.push((vcpu, cpuid));
     }
     if !refused.is_empty() {
         log::info!("KVM refused the MSRs {refused:#x?}; guests do without");
     }
-    Ok(fds)
+    Ok(vcpus)
 }
 
 /// Has the first vCPU start at the kernel's entry. The others wait for it to start them.
@@ -333,7 +504,7 @@ fn command_line(
             HostKind::SoftwareAssisted,
         ))?;
     }
-    for index in 0..devices.virtio.len() {
+    for index in 0..devices.windows() {
         let (address, irq) = virtio_slot(index);
         cmdline.push_virtio_mmio(address, irq)?;
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bulkhead_vmm::config::VmConfig;
+use bulkhead_vmm::config::{RestoreConfig, VmConfig};
 use bulkhead_vmm::exit::{CANNOT_START, VmExit};
 use bulkhead_vmm::machine::Machine;
 use bulkhead_vmm::{logger, timing};
@@ -11,9 +11,10 @@ use bulkhead_vmm::{logger, timing};
 const USAGE: &str = "\
 Runs one virtual machine on KVM, described by one JSON document.
 
-Usage: bulkhead-vmm --config FILE [--die-with-parent] [--cleanup PATH]...
+Usage: bulkhead-vmm --config FILE [--restore FOLDER] [--die-with-parent] [--cleanup PATH]...
 
   --config FILE      the VM's configuration; `-` reads it from standard input
+  --restore FOLDER   go on with the VM whose snapshot is there; FILE then says what is different
   --die-with-parent  end the VM when the process that started it ends
   --cleanup PATH     remove this file, socket or empty directory at the end; repeat for more
   --version          print the version
@@ -26,6 +27,7 @@ Exit codes: 0 the guest powered off or the VM was stopped, 10 the guest asked fo
 
 struct Arguments {
     config: PathBuf,
+    restore: Option<PathBuf>,
     die_with_parent: bool,
     cleanup: Vec<PathBuf>,
 }
@@ -53,11 +55,16 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments, started: u64) -> ExitCode {
     raise_descriptor_limit();
-    let config = match VmConfig::load(&arguments.config) {
-        Ok(config) => config,
+    let machine = match &arguments.restore {
+        None => VmConfig::load(&arguments.config).map(|config| Machine::build(config, started)),
+        Some(folder) => RestoreConfig::load(&arguments.config)
+            .map(|config| Machine::restore(folder, config, started)),
+    };
+    let machine = match machine {
+        Ok(machine) => machine,
         Err(e) => return fail(&e.to_string()),
     };
-    match Machine::build(config, started) {
+    match machine {
         Ok(machine) => {
             let exit = machine.run();
             if !matches!(exit, VmExit::PowerOff | VmExit::Stopped) {
@@ -77,6 +84,7 @@ fn fail(message: &str) -> ExitCode {
 /// `None` when there is nothing left to do.
 fn parse_arguments() -> Result<Option<Arguments>, String> {
     let mut config = None;
+    let mut restore = None;
     let mut die_with_parent = false;
     let mut cleanup = Vec::new();
     let mut arguments = std::env::args_os().skip(1);
@@ -85,6 +93,10 @@ fn parse_arguments() -> Result<Option<Arguments>, String> {
             Some("--config") => match arguments.next() {
                 Some(path) => config = Some(PathBuf::from(path)),
                 None => return Err("--config needs a file".to_owned()),
+            },
+            Some("--restore") => match arguments.next() {
+                Some(path) => restore = Some(PathBuf::from(path)),
+                None => return Err("--restore needs a folder".to_owned()),
             },
             Some("--die-with-parent") => die_with_parent = true,
             Some("--cleanup") => match arguments.next() {
@@ -105,6 +117,7 @@ fn parse_arguments() -> Result<Option<Arguments>, String> {
     let config = config.ok_or("no configuration given: use --config FILE")?;
     Ok(Some(Arguments {
         config,
+        restore,
         die_with_parent,
         cleanup,
     }))

@@ -194,7 +194,7 @@ pub fn is_shared(memory: &GuestMemory) -> bool {
 }
 
 /// Guest start and length in bytes of each region of `size` bytes of memory.
-fn ranges_around_the_hole(size: u64) -> Vec<(u64, u64)> {
+pub(crate) fn ranges_around_the_hole(size: u64) -> Vec<(u64, u64)> {
     let low = size.min(MMIO_HOLE_START);
     let mut ranges = vec![(0, low)];
     if size > low {

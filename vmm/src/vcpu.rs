@@ -1,6 +1,7 @@
 //! vCPU threads: they run the guest, answer its exits, and stop when told.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,11 +9,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use bulkhead_devices::GuestMemory;
+use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::assist::{Assist, Unsupported};
 use crate::bus::Bus;
+use crate::cpu::state::{Inventory, VcpuState, VcpuStateError};
 use crate::exit::{ExitSlot, VmExit};
 
 /// `KVM_INTERNAL_ERROR_EMULATION`: KVM met an instruction that its emulator does not know.
@@ -61,6 +64,8 @@ struct RunState {
     alive: usize,
     /// Those of them that wait for the end of a pause.
     paused: usize,
+    /// While their states are asked for: those that were given.
+    saved: Option<BTreeMap<u32, Result<VcpuState, VcpuStateError>>>,
 }
 
 /// Pauses, resumes and stops all vCPUs of a VM.
@@ -79,6 +84,7 @@ impl RunControl {
                 wanted: if paused { Wanted::Pause } else { Wanted::Run },
                 alive: 0,
                 paused: 0,
+                saved: None,
             }),
             changed: Condvar::new(),
             threads: Mutex::new(Vec::new()),
@@ -119,6 +125,28 @@ impl RunControl {
         }
     }
 
+    /// The states of all vCPUs, which must be paused; `None` if one of them has ended.
+    pub fn save(&self) -> Option<Vec<Result<VcpuState, VcpuStateError>>> {
+        let mut state = lock(&self.state);
+        let count = lock(&self.threads).len();
+        state.saved = Some(BTreeMap::new());
+        self.changed.notify_all();
+        while state.wanted == Wanted::Pause
+            && state.alive == count
+            && state
+                .saved
+                .as_ref()
+                .is_some_and(|saved| saved.len() < count)
+        {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        let saved = state.saved.take()?;
+        (saved.len() == count).then(|| saved.into_values().collect())
+    }
+
     /// Lets paused vCPUs go on.
     pub fn resume(&self) {
         let mut state = lock(&self.state);
@@ -154,13 +182,28 @@ impl RunControl {
         }
     }
 
-    /// Called by a vCPU before it enters the guest: waits while paused. `false` to stop.
-    fn may_run(&self) -> bool {
+    /// Called by `vcpu` before it enters the guest: waits while paused, and gives its state meanwhile if
+    /// that is asked for. `false` to stop.
+    fn may_run(&self, vcpu: &mut Vcpu) -> bool {
         let mut state = lock(&self.state);
         if state.wanted == Wanted::Pause {
             state.paused += 1;
             self.changed.notify_all();
             while state.wanted == Wanted::Pause {
+                let asked = |state: &RunState| {
+                    let saved = state.saved.as_ref();
+                    saved.is_some_and(|saved| !saved.contains_key(&vcpu.index))
+                };
+                if asked(&state) {
+                    drop(state);
+                    let given = vcpu.save();
+                    state = lock(&self.state);
+                    if let Some(saved) = &mut state.saved {
+                        saved.insert(vcpu.index, given);
+                    }
+                    self.changed.notify_all();
+                    continue;
+                }
                 state = self
                     .changed
                     .wait(state)
@@ -208,6 +251,10 @@ pub struct Vcpu {
     pub exit: Arc<ExitSlot>,
     /// What to count exits in.
     pub counts: Arc<ExitCounts>,
+    /// The CPUID it was given.
+    pub cpuid: CpuId,
+    /// What to save of it.
+    pub inventory: Arc<Inventory>,
 }
 
 impl Vcpu {
@@ -216,7 +263,7 @@ impl Vcpu {
         loop {
             // In this order: a kick after the state was looked at sets the flag again.
             self.fd.set_kvm_immediate_exit(0);
-            if !control.may_run() {
+            if !control.may_run(&mut self) {
                 break;
             }
             if let Some(exit) = self.run_until_interrupted() {
@@ -225,6 +272,18 @@ impl Vcpu {
             }
         }
         IMMEDIATE_EXIT.set(std::ptr::null_mut());
+    }
+
+    /// Its state, while it is not in the guest.
+    fn save(&mut self) -> Result<VcpuState, VcpuStateError> {
+        // KVM finishes the last exit (what a device answered, what the assist did) only as the guest is
+        // entered again, and then this has it come back at once.
+        self.fd.set_kvm_immediate_exit(1);
+        if let Some(exit) = self.run_until_interrupted() {
+            self.exit.report(exit);
+        }
+        self.fd.set_kvm_immediate_exit(0);
+        VcpuState::save(&self.fd, &self.cpuid, &self.inventory)
     }
 
     /// Runs the guest until a kick (`None`) or its end.

@@ -25,6 +25,7 @@ mod network;
 mod rootless;
 mod run;
 mod signals;
+mod snapshot;
 mod terminal;
 mod volumes;
 mod vsock;

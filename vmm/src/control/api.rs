@@ -1,19 +1,25 @@
 //! What can be asked of a running VM, and the answers.
 
 use std::os::unix::process::parent_id;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bulkhead_devices::GuestMemory;
+use bulkhead_devices::legacy::i8042::I8042;
+use bulkhead_devices::legacy::serial::Serial;
 use bulkhead_devices::virtio::balloon::BalloonHandle;
 use bulkhead_devices::virtio::console::ConsoleHandle;
 use bulkhead_devices::virtio::mmio::MmioTransport;
+use kvm_ioctls::VmFd;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::http::{Reply, Request};
 use crate::assist::{Counters, HostKind};
-use crate::config::{VmConfig, WindowConfig};
+use crate::config::{RestoreConfig, VmConfig, WindowConfig};
 use crate::exit::{ExitSlot, VmExit};
+use crate::snapshot::take::{Parts, take};
 use crate::timing;
 use crate::vcpu::{ExitCounts, RunControl};
 
@@ -21,6 +27,18 @@ use crate::vcpu::{ExitCounts, RunControl};
 pub struct VmHandle {
     /// The VM's description, for whoever asks.
     pub config: VmConfig,
+    /// What was added to it when it was restored.
+    pub added: RestoreConfig,
+    /// How long a VM that was restored had slept, in nanoseconds.
+    pub asleep_ns: Option<u64>,
+    /// KVM's side of it.
+    pub vm: Arc<VmFd>,
+    /// The guest's memory.
+    pub memory: Arc<GuestMemory>,
+    /// The serial port, if there is one.
+    pub serial: Option<Arc<Serial>>,
+    /// The keyboard controller.
+    pub i8042: Arc<I8042>,
     /// The command line the kernel was given.
     pub cmdline: String,
     /// What kind of KVM runs it.
@@ -49,6 +67,14 @@ struct BalloonSize {
     size_mib: u32,
 }
 
+/// Body of `PUT /v1/snapshot`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SnapshotRequest {
+    /// The folder to make.
+    path: PathBuf,
+}
+
 impl VmHandle {
     /// Answers one request.
     pub fn handle(&self, request: &Request) -> Reply {
@@ -71,12 +97,13 @@ impl VmHandle {
                 self.exit.report(VmExit::Stopped);
                 Reply::done()
             }
+            ("PUT", "/v1/snapshot") => self.snapshot(&request.body),
             ("PUT", "/v1/balloon") => self.set_balloon(&request.body),
             ("PUT", "/v1/console") => self.set_window(&request.body),
             (
                 _,
                 "/v1/vm" | "/v1/metrics" | "/v1/timings" | "/v1/pause" | "/v1/resume"
-                | "/v1/shutdown" | "/v1/balloon" | "/v1/console",
+                | "/v1/shutdown" | "/v1/snapshot" | "/v1/balloon" | "/v1/console",
             ) => Reply::error(
                 405,
                 format!("{} does not take {}", request.path, request.method),
@@ -101,7 +128,38 @@ impl VmHandle {
             },
             "cmdline": self.cmdline,
             "config": self.config,
+            "restored": self.asleep_ns.map(|asleep_ns| json!({
+                "asleep_ns": asleep_ns,
+                "added": self.added,
+            })),
         }))
+    }
+
+    /// Writes a snapshot. Nothing else is answered meanwhile.
+    fn snapshot(&self, body: &[u8]) -> Reply {
+        let request: SnapshotRequest = match serde_json::from_slice(body) {
+            Ok(request) => request,
+            Err(e) => return Reply::error(400, format!("the body names no folder: {e}")),
+        };
+        if !request.path.is_absolute() {
+            return Reply::error(400, "the folder's path must be absolute");
+        }
+        let parts = Parts {
+            config: &self.config,
+            added: &self.added,
+            cmdline: &self.cmdline,
+            host: self.host,
+            run: &self.run,
+            vm: &self.vm,
+            memory: &self.memory,
+            devices: &self.devices,
+            serial: self.serial.as_deref(),
+            i8042: &self.i8042,
+        };
+        match take(&parts, &request.path) {
+            Ok(()) => Reply::done(),
+            Err(e) => Reply::error(409, e.to_string()),
+        }
     }
 
     fn metrics(&self) -> Reply {

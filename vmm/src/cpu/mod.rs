@@ -3,3 +3,4 @@
 pub mod cpuid;
 pub mod lapic;
 pub mod msrs;
+pub mod state;

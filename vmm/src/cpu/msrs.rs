@@ -28,6 +28,9 @@ pub enum MsrError {
     /// KVM does not say which it has.
     #[error("cannot read the list of MSRs from KVM: {0}")]
     List(kvm_ioctls::Error),
+    /// KVM would not read them.
+    #[error("cannot read the MSRs of a vCPU: {0}")]
+    Get(kvm_ioctls::Error),
     /// KVM refused not one entry but the call.
     #[error("cannot set the MSRs of a vCPU: {0}")]
     Set(kvm_ioctls::Error),
@@ -67,9 +70,29 @@ fn select(listed: &[u32], kind: HostKind) -> Vec<kvm_msr_entry> {
         .collect()
 }
 
+/// Reads those of `indexes` that KVM gives.
+pub fn get_msrs(vcpu: &VcpuFd, indexes: &[u32]) -> Result<Vec<kvm_msr_entry>, MsrError> {
+    let wanted: Vec<_> = indexes
+        .iter()
+        .map(|index| kvm_msr_entry {
+            index: *index,
+            ..Default::default()
+        })
+        .collect();
+    let mut values = Vec::with_capacity(wanted.len());
+    for_each(&wanted, |rest| {
+        let mut msrs = Msrs::from_entries(rest)
+            .map_err(|_| MsrError::Get(kvm_ioctls::Error::new(libc::E2BIG)))?;
+        let taken = vcpu.get_msrs(&mut msrs).map_err(MsrError::Get)?;
+        values.extend(msrs.as_slice().iter().take(taken).copied());
+        Ok(taken)
+    })?;
+    Ok(values)
+}
+
 /// Sets `entries` and returns the indexes of those that KVM refused.
 pub fn set_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<Vec<u32>, MsrError> {
-    set_each(entries, |rest| {
+    for_each(entries, |rest| {
         // More entries than the wrapper can hold are an error of KVM's kind, too.
         let msrs = Msrs::from_entries(rest)
             .map_err(|_| MsrError::Set(kvm_ioctls::Error::new(libc::E2BIG)))?;
@@ -77,8 +100,8 @@ pub fn set_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<Vec<u32>, Ms
     })
 }
 
-/// `KVM_SET_MSRS` stops at the first entry it refuses and says how many it took: go on behind it.
-fn set_each<E>(
+/// `KVM_SET_MSRS` and `KVM_GET_MSRS` stop at the first entry they refuse and say how many it took: go on behind it.
+fn for_each<E>(
     entries: &[kvm_msr_entry],
     mut set: impl FnMut(&[kvm_msr_entry]) -> Result<usize, E>,
 ) -> Result<Vec<u32>, E> {
@@ -111,7 +134,7 @@ mod tests {
     fn a_refused_entry_is_reported_and_those_behind_it_are_set() {
         let bad = [2, 5, 6];
         let mut set = Vec::new();
-        let refused = set_each(&entries(&[1, 2, 3, 4, 5, 6]), |rest| {
+        let refused = for_each(&entries(&[1, 2, 3, 4, 5, 6]), |rest| {
             let good: Vec<u32> = rest
                 .iter()
                 .map(|entry| entry.index)
@@ -126,8 +149,8 @@ mod tests {
 
     #[test]
     fn a_failed_call_is_an_error() {
-        assert_eq!(set_each(&entries(&[1]), |_| Err("no")), Err("no"));
-        assert_eq!(set_each(&[], |_| Err("no")), Ok(Vec::new()));
+        assert_eq!(for_each(&entries(&[1]), |_| Err("no")), Err("no"));
+        assert_eq!(for_each(&[], |_| Err("no")), Ok(Vec::new()));
     }
 
     #[test]

@@ -1,0 +1,321 @@
+//! Snapshots: a VM goes on after one was taken, and another goes on from it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bulkhead_test_guest::PORT;
+use bulkhead_tests::artifacts;
+use bulkhead_tests::guest::{Guest, checksum};
+use bulkhead_tests::lane::{Lane, patience};
+use bulkhead_tests::vm::{Restore, Setup};
+use serde_json::json;
+
+const MIB: u64 = 1 << 20;
+
+/// A folder that goes at the end.
+fn folder() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix("bulkhead-test-")
+        .tempdir()
+        .expect("make a folder")
+}
+
+fn uptime(guest: &Guest) -> f64 {
+    let text = guest
+        .ask(json!({"op": "read_file", "path": "/proc/uptime"}))
+        .text;
+    let first = text.split_whitespace().next().expect("uptime");
+    first.parse().expect("seconds")
+}
+
+#[test]
+fn vm_when_a_snapshot_is_taken_then_it_goes_on_and_so_do_others_from_there() {
+    let files = folder();
+    let snapshot = files.path().join("snapshot");
+    let first = Guest::boot(Setup::test_guest());
+    let mut old = first.open(&json!({"op": "echo"}));
+    first.ask(json!({"op": "write_file", "path": "/proc/sys/kernel/hostname", "text": "saved"}));
+    let before = uptime(&first);
+    first.vm.snapshot(&snapshot);
+    assert_eq!(first.vm.control("GET", "/v1/vm", None)["state"], "running");
+
+    // The first one: its connections are as they were.
+    old.write_all(b"still here").expect("write");
+    let mut echoed = [0; 10];
+    old.read_exact(&mut echoed).expect("read");
+    assert_eq!(&echoed, b"still here");
+    let hostname = json!({"op": "read_file", "path": "/proc/sys/kernel/hostname"});
+    first.ask(json!({"op": "write_file", "path": "/proc/sys/kernel/hostname", "text": "gone on"}));
+
+    // Two others, at once.
+    let clones = [(), ()].map(|()| Guest {
+        vm: Restore::new().start(&snapshot),
+    });
+    for clone in &clones {
+        assert_eq!(clone.ask(hostname.clone()).text.trim(), "saved");
+        let restored = &clone.vm.control("GET", "/v1/vm", None)["restored"];
+        assert!(restored["asleep_ns"].as_u64() > Some(0), "{restored}");
+        let after = uptime(clone);
+        assert!(before <= after, "the clock went from {before} to {after}");
+        // Time passes, at least as fast as it is waited for.
+        clone.ask(json!({"op": "spin", "millis": 50}));
+        assert!(after < uptime(clone));
+    }
+    clones[0]
+        .ask(json!({"op": "write_file", "path": "/proc/sys/kernel/hostname", "text": "the first"}));
+    assert_eq!(clones[1].ask(hostname.clone()).text.trim(), "saved");
+    assert_eq!(first.ask(hostname).text.trim(), "gone on");
+    for mut guest in clones.into_iter().chain([first]) {
+        guest.ask(json!({"op": "poweroff"}));
+        guest.vm.expect_exit(0);
+    }
+}
+
+#[test]
+fn vm_when_it_was_paused_then_it_still_is_after_the_snapshot() {
+    let files = folder();
+    let guest = Guest::boot(Setup::test_guest());
+    guest.vm.control("PUT", "/v1/pause", None);
+    guest.vm.snapshot(&files.path().join("a"));
+    assert_eq!(guest.vm.control("GET", "/v1/vm", None)["state"], "paused");
+    // The folder is there already, and stays as it is.
+    let again = json!({"path": files.path().join("a")});
+    let (status, answer) = guest
+        .vm
+        .try_control("PUT", "/v1/snapshot", Some(&again))
+        .expect("ask");
+    assert_eq!(status, 409, "{answer}");
+    assert!(answer.to_string().contains("exists"), "{answer}");
+    assert!(files.path().join("a/state.json").exists());
+    for body in [json!({}), json!({"path": "relative"}), json!({"path": 1})] {
+        let asked = guest.vm.try_control("PUT", "/v1/snapshot", Some(&body));
+        assert_eq!(asked.expect("ask").0, 400, "{body}");
+    }
+    guest.vm.control("PUT", "/v1/resume", None);
+    guest.ask(json!({"op": "uname"}));
+}
+
+#[test]
+fn windows_when_they_are_spare_then_what_is_restored_can_have_devices_there() {
+    let files = folder();
+    let snapshot = files.path().join("snapshot");
+    let first = Guest::boot(Setup::test_guest().with("spare_slots", 3.into()));
+    let disks = json!({"op": "read_file", "path": "/proc/partitions"});
+    assert!(!first.ask(disks.clone()).text.contains("vdb"));
+    first.vm.snapshot(&snapshot);
+
+    let disk = files.path().join("disk");
+    fs::write(&disk, vec![7; MIB as usize]).expect("disk");
+    let clone = Guest {
+        vm: Restore::new()
+            .with("disks", json!([{"path": disk, "serial": "added"}]))
+            .start(&snapshot),
+    };
+    // Root, vsock, console, entropy; then the spare ones.
+    clone.ask(json!({
+        "op": "write_file", "path": "/sys/bus/platform/drivers/virtio-mmio/bind", "text": "virtio-mmio.4",
+    }));
+    assert!(clone.ask(disks).text.contains("vdb"));
+    let wrote = clone.ask(
+        json!({"op": "disk_write", "device": "/dev/vdb", "offset": 4096, "bytes": 8192, "seed": 5}),
+    );
+    assert_eq!(wrote.checksum, checksum(8192, 5));
+    let file = fs::File::open(&disk).expect("open");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 4095).expect("read");
+    assert_eq!(byte, [7]);
+
+    // What was added is there in what comes after, too.
+    let second = files.path().join("second");
+    clone.vm.snapshot(&second);
+    drop(clone);
+    let third = Guest {
+        vm: Restore::new().start(&second),
+    };
+    let read =
+        third.ask(json!({"op": "disk_read", "device": "/dev/vdb", "offset": 4096, "bytes": 8192}));
+    assert_eq!(read.checksum, checksum(8192, 5));
+
+    // More than there is room for.
+    let many: Vec<_> = (0..4).map(|_| json!({"path": disk})).collect();
+    let mut refused = Restore::new().with("disks", json!(many)).start(&snapshot);
+    refused.expect_exit(125);
+    assert!(
+        refused
+            .stderr()
+            .contains("do not fit in the 3 spare windows"),
+        "{}",
+        refused.stderr()
+    );
+}
+
+/// What the VMM says of a snapshot that it refuses.
+fn refusal(snapshot: &Path) -> String {
+    let mut vm = Restore::new().start(snapshot);
+    vm.expect_exit(125);
+    let said = vm.stderr();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said
+}
+
+#[test]
+fn snapshot_when_it_is_damaged_or_of_elsewhere_then_it_is_refused_with_a_sentence() {
+    let files = folder();
+    let snapshot = files.path().join("snapshot");
+    let guest = Guest::boot(Setup::test_guest());
+    guest.vm.snapshot(&snapshot);
+    drop(guest);
+    let (state, memory) = (snapshot.join("state.json"), snapshot.join("memory"));
+    let good = fs::read_to_string(&state).expect("read");
+    let (header, body) = good.split_once('\n').expect("two lines");
+
+    let with_checksum = |body: &str| {
+        fs::write(files.path().join("body"), body).expect("write");
+        let sum = Command::new(artifacts::busybox())
+            .arg("sha256sum")
+            .arg(files.path().join("body"))
+            .output()
+            .expect("sha256sum");
+        let sum = String::from_utf8(sum.stdout).expect("text");
+        let sum = sum.split_whitespace().next().expect("sum").to_owned();
+        format!("{{\"bulkhead_snapshot\":1,\"sha256\":\"{sum}\"}}\n{body}\n")
+    };
+    let body = body.trim_end();
+    let processor = body.find("\"cpuid\":\"").expect("cpuid") + 40;
+    let mut other_processor = body.to_owned();
+    let digit = if &body[processor..=processor] == "1" {
+        "2"
+    } else {
+        "1"
+    };
+    other_processor.replace_range(processor..=processor, digit);
+    let flipped = good.replacen("\"status\":15", "\"status\":11", 1);
+    assert_ne!(flipped, good);
+    for (what, text, said) in [
+        ("empty", String::new(), "not a whole snapshot"),
+        (
+            "half",
+            good[..good.len() / 2].to_owned(),
+            "its end is missing",
+        ),
+        (
+            "no last byte",
+            good[..good.len() - 1].to_owned(),
+            "its end is missing",
+        ),
+        ("a flipped bit", flipped, "its checksum is wrong"),
+        (
+            "another version",
+            format!("{}\n{body}\n", header.replace(":1,", ":2,")),
+            "has format 2, and this Bulkhead reads 1",
+        ),
+        (
+            "another processor",
+            with_checksum(&other_processor),
+            "its guest cannot go on here",
+        ),
+        (
+            "other memory",
+            with_checksum(&body.replace("\"memory_mib\":128", "\"memory_mib\":129")),
+            "bytes where",
+        ),
+    ] {
+        fs::write(&state, text).expect("write");
+        let refused = refusal(&snapshot);
+        assert!(refused.contains(said), "{what}: {refused}");
+    }
+    fs::remove_file(&state).expect("remove");
+    assert!(refusal(&snapshot).contains("cannot read the snapshot"));
+    fs::write(&state, &good).expect("write");
+
+    // Memory, of which the first MiB is never nothing.
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&memory)
+        .expect("open");
+    let mut byte = [0];
+    let at = (0x7000..MIB)
+        .find(|at| file.read_exact_at(&mut byte, *at).is_ok() && byte != [0])
+        .expect("a byte");
+    file.write_all_at(&[byte[0] ^ 4], at).expect("write");
+    assert!(refusal(&snapshot).contains("checksum of what is at"));
+    file.write_all_at(&byte, at).expect("write");
+    let whole = file.metadata().expect("size").len();
+    file.set_len(whole - 4096).expect("truncate");
+    assert!(refusal(&snapshot).contains("bytes where"));
+    fs::remove_file(&memory).expect("remove");
+    assert!(refusal(&snapshot).contains("cannot read the snapshot's memory"));
+}
+
+/// How often the VM is saved and restored; `BULKHEAD_TEST_ROUNDS` replaces it.
+fn rounds() -> u32 {
+    let asked = std::env::var("BULKHEAD_TEST_ROUNDS").ok();
+    asked
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(Lane::pick(2, 4))
+}
+
+#[test]
+fn vm_when_saved_and_restored_again_and_again_under_load_then_nothing_is_lost() {
+    let files = folder();
+    let disk = files.path().join("disk");
+    let file = fs::File::create(&disk).expect("disk");
+    file.set_len(64 * MIB).expect("size");
+    let bytes = Lane::pick(MIB / 2, 4 * MIB);
+    let setup = Setup::test_guest()
+        .with("cpus", 2.into())
+        .disk(json!({"path": disk}));
+    let mut guest = Guest::boot(setup);
+    for round in 0..u64::from(rounds()) {
+        let seed = round + 1;
+        let offset = round % 8 * 8 * MIB;
+        let mut echo = guest.open(&json!({"op": "echo"}));
+        let write = json!({
+            "op": "disk_write", "device": "/dev/vdb", "offset": offset, "bytes": bytes, "seed": seed,
+        });
+        let _writer = guest.open(&write);
+        let _spinner = guest.open(&json!({"op": "spin", "millis": 300}));
+        for part in 0..20u8 {
+            echo.write_all(&[part; 999]).expect("write");
+            let mut back = [0; 999];
+            echo.read_exact(&mut back).expect("read");
+            assert_eq!(back, [part; 999]);
+        }
+        let before = uptime(&guest);
+
+        let snapshot = files.path().join(format!("round{round}"));
+        guest.vm.control("PUT", "/v1/pause", None);
+        guest.vm.snapshot(&snapshot);
+        guest.vm.kill();
+        guest = Guest {
+            vm: Restore::new().start(&snapshot),
+        };
+        let after = uptime(&guest);
+        assert!(
+            before <= after && after < before + 3600.0,
+            "the clock went from {before} to {after} in round {round}"
+        );
+        // What was being written when the VM stood still is written all the same.
+        let read =
+            json!({"op": "disk_read", "device": "/dev/vdb", "offset": offset, "bytes": bytes});
+        let wanted = checksum(bytes, seed);
+        let deadline = Instant::now() + patience();
+        while guest.ask(read.clone()).checksum != wanted {
+            assert!(
+                Instant::now() < deadline,
+                "what was written in round {round} is not on the disk"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(guest.ask(json!({"op": "cpus"})).count, 2);
+        fs::remove_dir_all(&snapshot).expect("remove");
+    }
+    let mut last = guest.vm.connect(PORT);
+    last.write_all(b"{\"op\":\"poweroff\"}\n").expect("ask");
+    guest.vm.expect_exit(0);
+}

@@ -1,0 +1,228 @@
+//! `memory`: guest memory from its first byte to its last, with the hole for devices left out and holes
+//! where there is nothing but zeroes.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use bulkhead_devices::GuestMemory;
+use serde::{Deserialize, Serialize};
+use vm_memory::{
+    Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress, MmapRegion,
+};
+
+use super::{MEMORY_FILE, SnapshotError};
+use crate::memory::{Backing, MemoryError, allocate, ranges_around_the_hole};
+
+const PAGE: usize = 4096;
+/// What is looked at, written and summed up at once, in bytes.
+const CHUNK: usize = 1 << 20;
+
+/// A piece of memory that is not zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, u32, u32)", into = "(u64, u32, u32)")]
+pub struct Extent {
+    /// Where it starts in the file, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes: whole pages, at most [`CHUNK`].
+    pub len: u32,
+    /// Its CRC-32.
+    pub crc: u32,
+}
+
+impl From<(u64, u32, u32)> for Extent {
+    fn from((offset, len, crc): (u64, u32, u32)) -> Self {
+        Extent { offset, len, crc }
+    }
+}
+
+impl From<Extent> for (u64, u32, u32) {
+    fn from(extent: Extent) -> Self {
+        (extent.offset, extent.len, extent.crc)
+    }
+}
+
+impl Extent {
+    /// Whether all lie one behind the other in memory of `size` bytes.
+    pub fn check(extents: &[Extent], size: u64) -> Result<(), String> {
+        let mut end = 0;
+        for extent in extents {
+            let is_good = extent.offset >= end
+                && extent.len > 0
+                && extent.len as usize <= CHUNK
+                && (extent.offset | u64::from(extent.len)) % PAGE as u64 == 0;
+            end = extent.offset.saturating_add(extent.len.into());
+            if !is_good || end > size {
+                return Err(format!("there can be no memory at {:#x}", extent.offset));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> SnapshotError {
+    move |source| SnapshotError::File {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Writes the memory of a guest that stands still into `folder`.
+pub fn write(memory: &GuestMemory, folder: &Path) -> Result<Vec<Extent>, SnapshotError> {
+    let path = folder.join(MEMORY_FILE);
+    let failed = failed("write the snapshot's memory", &path);
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(&failed)?;
+    let size = memory.iter().map(|region| region.len()).sum();
+    file.set_len(size).map_err(&failed)?;
+    let mut extents = Vec::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut base = 0;
+    for region in memory.iter() {
+        let mut at = 0;
+        while at < region.len() {
+            let len = (region.len() - at).min(CHUNK as u64) as usize;
+            let chunk = &mut buffer[..len];
+            region
+                .read_slice(chunk, MemoryRegionAddress(at))
+                .map_err(|e| failed(io::Error::other(e)))?;
+            for (start, piece) in pieces(chunk) {
+                let offset = base + at + start as u64;
+                file.write_all_at(piece, offset).map_err(&failed)?;
+                extents.push(Extent {
+                    offset,
+                    len: piece.len() as u32, // at most CHUNK
+                    crc: crc32fast::hash(piece),
+                });
+            }
+            at += len as u64;
+        }
+        base += region.len();
+    }
+    Ok(extents)
+}
+
+/// The runs of pages that are not zero, and where each starts.
+fn pieces(chunk: &[u8]) -> Vec<(usize, &[u8])> {
+    let mut pieces: Vec<(usize, &[u8])> = Vec::new();
+    let mut run: Option<usize> = None;
+    for (index, page) in chunk.chunks(PAGE).enumerate() {
+        let is_zero = page
+            .chunks(64)
+            .all(|line| line.iter().fold(0, |all, byte| all | byte) == 0);
+        match (is_zero, run) {
+            (false, None) => run = Some(index * PAGE),
+            (true, Some(start)) => {
+                pieces.push((start, &chunk[start..index * PAGE]));
+                run = None;
+            }
+            _ => {}
+        }
+    }
+    pieces.extend(run.map(|start| (start, &chunk[start..])));
+    pieces
+}
+
+/// Makes guest memory out of what is in `folder`. What the guest writes stays with it; all else stays in the
+/// file, and is shared with every other VM from it. With `backing` shared the file is copied instead, as
+/// another process must see what the guest writes.
+///
+/// With `verify` all of it is read and compared with its checksums.
+pub fn restore(
+    folder: &Path,
+    mib: u64,
+    extents: &[Extent],
+    verify: bool,
+    backing: Backing,
+) -> Result<GuestMemory, SnapshotError> {
+    let path = folder.join(MEMORY_FILE);
+    let read = failed("read the snapshot's memory", &path);
+    let file = File::open(&path).map_err(&read)?;
+    let size = mib << 20;
+    let found = file.metadata().map_err(&read)?.len();
+    if found != size {
+        return Err(SnapshotError::Damaged {
+            path: path.clone(),
+            why: format!("it has {found} bytes where {size} belong"),
+        });
+    }
+    if backing == Backing::Shared {
+        return copy(&file, mib, extents, &path);
+    }
+    if verify {
+        let mut buffer = vec![0; CHUNK];
+        for extent in extents {
+            check(&file, extent, &mut buffer, &path)?;
+        }
+    }
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (start, len) in ranges_around_the_hole(size) {
+        let from = FileOffset::new(file.try_clone().map_err(&read)?, offset);
+        let mapping = MmapRegion::build(
+            Some(from),
+            len as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+        )
+        .map_err(|e| read(io::Error::other(e)))?;
+        // SAFETY: the range is one whole mapping that was just made; the advice changes nothing in it.
+        unsafe { libc::madvise(mapping.as_ptr().cast(), len as usize, libc::MADV_DONTDUMP) };
+        regions.extend(GuestRegionMmap::new(mapping, GuestAddress(start)));
+        offset += len;
+    }
+    GuestMemory::from_regions(regions).map_err(|e| read(io::Error::other(e)))
+}
+
+fn check<'b>(
+    file: &File,
+    extent: &Extent,
+    buffer: &'b mut [u8],
+    path: &Path,
+) -> Result<&'b [u8], SnapshotError> {
+    let bytes = &mut buffer[..extent.len as usize]; // at most CHUNK, as was checked
+    file.read_exact_at(bytes, extent.offset)
+        .map_err(failed("read the snapshot's memory", path))?;
+    match crc32fast::hash(bytes) == extent.crc {
+        true => Ok(bytes),
+        false => Err(SnapshotError::Damaged {
+            path: path.to_owned(),
+            why: format!("the checksum of what is at {:#x} is wrong", extent.offset),
+        }),
+    }
+}
+
+/// Into a memfd.
+fn copy(
+    file: &File,
+    mib: u64,
+    extents: &[Extent],
+    path: &Path,
+) -> Result<GuestMemory, SnapshotError> {
+    let write = failed("copy the snapshot's memory", path);
+    let memory =
+        allocate(mib, Backing::Shared).map_err(|e: MemoryError| write(io::Error::other(e)))?;
+    let mut buffer = vec![0; CHUNK];
+    for extent in extents {
+        let bytes = check(file, extent, &mut buffer, path)?;
+        let mut base = 0;
+        for region in memory.iter() {
+            // A chunk does not reach beyond a region: both end at whole chunks.
+            if (base..base + region.len()).contains(&extent.offset) {
+                let at = region.start_addr().unchecked_add(extent.offset - base);
+                memory
+                    .write_slice(bytes, at)
+                    .map_err(|e| write(io::Error::other(e)))?;
+            }
+            base += region.len();
+        }
+    }
+    Ok(memory)
+}

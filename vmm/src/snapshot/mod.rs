@@ -1,0 +1,101 @@
+//! A VM's moment, kept in a folder, and VMs that go on from it.
+//!
+//! - [`document`] is `state.json`: what is in it, its version and its checksum;
+//! - [`memory`] is `memory`: the guest's memory, a sparse file;
+//! - [`bytes`] writes KVM's structures as text;
+//! - [`host`] tells whether this host can go on with what another has begun;
+//! - [`take`] makes a snapshot of a VM that is paused.
+//!
+//! [`crate::machine::Machine::restore`] is the way back.
+
+pub(crate) mod bytes;
+pub mod document;
+pub mod host;
+pub mod memory;
+pub mod take;
+
+use std::io;
+use std::path::PathBuf;
+
+use bulkhead_devices::legacy::serial::SerialStateError;
+use bulkhead_devices::virtio::state::StateError;
+
+use crate::cpu::state::VcpuStateError;
+
+/// The folder's file with everything but memory.
+pub const STATE_FILE: &str = "state.json";
+/// The folder's file with the guest's memory.
+pub const MEMORY_FILE: &str = "memory";
+
+/// Why a snapshot could not be taken or used. Each is one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A file of it.
+    #[error("cannot {what} {path}: {source}")]
+    File {
+        /// What was being done.
+        what: &'static str,
+        /// To which.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// It is not one, or not whole.
+    #[error("{path} is not a whole snapshot: {why}")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// How that is known.
+        why: String,
+    },
+    /// It was written by another version of Bulkhead.
+    #[error(
+        "the snapshot {path} has format {found}, and this Bulkhead reads {}: take it again with this one",
+        document::FORMAT
+    )]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// What it says.
+        found: u64,
+    },
+    /// It was taken where guests see another processor.
+    #[error(
+        "the snapshot was taken on {then}, and its guest cannot go on here, on {now} ({difference}): take it again on this host"
+    )]
+    Processor {
+        /// That host's processor.
+        then: String,
+        /// This host's.
+        now: String,
+        /// What is different.
+        difference: String,
+    },
+    /// What is asked for does not fit to it.
+    #[error("the snapshot cannot be restored so: {0}")]
+    Request(String),
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuStateError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] StateError),
+    /// The serial port.
+    #[error(transparent)]
+    Serial(#[from] SerialStateError),
+    /// KVM refused a step.
+    #[error("KVM cannot {what}: {source}")]
+    Kvm {
+        /// The step.
+        what: &'static str,
+        /// What it said.
+        source: kvm_ioctls::Error,
+    },
+    /// The VM ended.
+    #[error("the VM ended while it was being saved")]
+    Ended,
+}
+
+pub(crate) fn kvm_cannot(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> SnapshotError {
+    move |source| SnapshotError::Kvm { what, source }
+}
