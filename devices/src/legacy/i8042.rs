@@ -236,4 +236,23 @@ mod tests {
         assert_eq!(read(&c, COMMAND) & STATUS_OUTPUT_FULL, 0, "no keyboard");
         assert_eq!(read(&c, PORT_B) & PORT_B_TIMER_OUT, PORT_B_TIMER_OUT);
     }
+
+    #[test]
+    fn command_whose_argument_is_to_come_outlives_the_controller() {
+        let (c, _exit) = controller();
+        c.write(COMMAND, &[0x60]);
+        let (other, exit) = controller();
+        let text = serde_json::to_string(&c.save()).unwrap();
+        other.restore(&serde_json::from_str(&text).unwrap());
+        other.write(DATA, &[0x31]);
+        assert_eq!(ask(&other, 0x20, &[]), Some(0x31));
+
+        c.write(COMMAND, &[0xaa]);
+        other.restore(&c.save());
+        assert_eq!(read(&other, DATA), 0x55);
+        c.write(COMMAND, &[0xd1]);
+        other.restore(&c.save());
+        other.write(DATA, &[0]);
+        assert_eq!(exit.reason(), Some(GuestExit::Reset));
+    }
 }

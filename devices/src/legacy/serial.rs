@@ -450,4 +450,44 @@ mod tests {
         screen.read_exact(&mut part[..1]).unwrap();
         assert_eq!(part[0], b'y');
     }
+
+    #[test]
+    fn registers_and_what_was_received_outlive_the_port() {
+        let (first, mut keyboard, _screen) = serial();
+        first.write(INTERRUPT_ENABLE, &[1]);
+        first.write(7, &[0x5a]);
+        keyboard.write_all(b"typed").unwrap();
+        first.process_event(INPUT);
+        assert_eq!(first.interrupt().read().unwrap(), 1);
+        let state = first.save();
+        let text = serde_json::to_string(&state).unwrap();
+
+        let (second, mut keyboard, mut screen) = serial();
+        second
+            .restore(&serde_json::from_str(&text).unwrap())
+            .unwrap();
+        assert_eq!(second.save(), state);
+        assert_eq!(second.interrupt().read().unwrap(), 1);
+        keyboard.write_all(b" on").unwrap();
+        second.process_event(WAKEUP);
+        assert_eq!(read_all(&second), b"typed on");
+        assert_eq!(read(&second, 7), 0x5a);
+        second.write(DATA, b"z");
+        let mut byte = [0];
+        screen.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"z");
+        assert_eq!(read_all(&first), b"typed");
+    }
+
+    #[test]
+    fn state_with_more_than_the_fifo_holds_is_refused() {
+        let (serial, _keyboard, _screen) = serial();
+        let before = serial.save();
+        let state = SerialState {
+            received: vec![0; 65],
+            ..before.clone()
+        };
+        assert!(serial.restore(&state).is_err());
+        assert_eq!(serial.save(), before);
+    }
 }

@@ -375,7 +375,7 @@ impl State {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::virtio::driver::TestDriver;
     use crate::virtio::state::{SavedDevice, StateError, read_own};

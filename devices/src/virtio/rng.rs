@@ -335,4 +335,43 @@ mod tests {
         d.kick(0);
         assert_eq!(d.used(0), Some((head, 8)));
     }
+
+    #[test]
+    fn request_that_waits_for_the_limit_is_served_by_the_next_device() {
+        let mut d = driver(RateLimit {
+            bytes_per_second: 1,
+            burst_bytes: 100,
+            ..Default::default()
+        });
+        let first = d.add_chain(0, &[], &[(BUFFER, 100)]);
+        let second = d.add_chain(0, &[], &[(BUFFER, 100)]);
+        d.kick(0);
+        let state = d.save();
+        let rng = Rng::new("rng".into(), &RateLimit::default()).unwrap();
+        d.move_to(Box::new(rng), &state).unwrap();
+        d.transport.restart();
+        assert_eq!(d.used(0), Some((first, 100)));
+        assert_eq!(d.used(0), Some((second, 100)));
+        assert_eq!(d.used(0), None);
+    }
+
+    #[test]
+    fn device_that_was_saved_goes_on() {
+        let mut d = driver(RateLimit::default());
+        for _ in 0..3 {
+            d.save();
+            let head = d.add_chain(0, &[], &[(BUFFER, 10)]);
+            d.kick(0);
+            assert_eq!(d.used(0), Some((head, 10)));
+        }
+    }
+
+    #[test]
+    fn state_with_something_of_its_own_is_refused() {
+        let mut d = driver(RateLimit::default());
+        let mut state = d.save();
+        state.device = serde_json::json!({ "seed": 1 });
+        let rng = Rng::new("rng".into(), &RateLimit::default()).unwrap();
+        assert!(d.move_to(Box::new(rng), &state).is_err());
+    }
 }

@@ -118,10 +118,9 @@ impl StateError {
     /// A device cannot start with what its state says.
     pub fn activating(device: &str, error: ActivateError) -> Self {
         let device = device.to_owned();
-        let bad = |queue, why| (queue, why);
         let (queue, why) = match error {
-            ActivateError::MissingQueue(queue) => bad(queue, "is missing"),
-            ActivateError::BadQueue(queue) => bad(queue, "is not in guest memory"),
+            ActivateError::MissingQueue(queue) => (queue, "is missing"),
+            ActivateError::BadQueue(queue) => (queue, "is not in guest memory"),
             ActivateError::Host(what, source) => {
                 return StateError::Host {
                     device,

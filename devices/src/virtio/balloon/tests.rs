@@ -6,6 +6,7 @@ use super::release::PAGE_SIZE;
 use super::release::tests::{resident, shared_memory};
 use super::*;
 use crate::virtio::driver::TestDriver;
+use crate::virtio::state::DeviceState;
 
 const BUFFER: u64 = 0x8_0000;
 /// A page that no ring and no buffer of these tests lies in.
@@ -227,4 +228,92 @@ fn chains_that_are_malformed_stop_the_device_until_reset() {
         assert_eq!(b.driver.start(u64::MAX, 64), 0xf);
         b.inflate(&[PAGE as u32]);
     }
+}
+
+/// Goes on with a balloon that asks for nothing by itself.
+fn move_to_other(b: &mut Bench, state: &DeviceState) {
+    let balloon = Balloon::new(BalloonConfig {
+        target: 0,
+        ..config()
+    })
+    .unwrap();
+    b.handle = balloon.handle();
+    b.driver.move_to(Box::new(balloon), state).unwrap();
+    b.driver.transport.restart();
+}
+
+#[test]
+fn sizes_and_poison_outlive_the_device() {
+    let mut b = bench(config(), u64::MAX);
+    b.driver.write(0x104, 0x123);
+    b.driver.write(0x10c, 0xaa);
+    let state = b.driver.save();
+    move_to_other(&mut b, &state);
+    assert_eq!(
+        (b.handle.target(), b.handle.actual()),
+        (0x20_0000, 0x12_3000)
+    );
+    assert_eq!(b.driver.read(0x10c), 0xaa);
+    assert_eq!(b.driver.read(0x60), 0);
+    b.inflate(&[PAGE as u32]);
+    b.handle.set_target(0);
+    assert_eq!(b.driver.read(0x60) & 2, 2);
+}
+
+#[test]
+fn statistics_buffer_that_is_held_is_taken_again_by_the_next_device() {
+    let mut b = bench(config(), u64::MAX);
+    let mut entry = vec![4, 0];
+    entry.extend(77u64.to_le_bytes());
+    b.driver.put(BUFFER, &entry);
+    let head = b.driver.add_chain(2, &[(BUFFER, 10)], &[]);
+    b.driver.kick(2);
+    let state = b.driver.save();
+    assert_eq!(state, b.driver.save());
+    for moved in [false, true] {
+        if moved {
+            let state = b.driver.save();
+            move_to_other(&mut b, &state);
+        }
+        assert_eq!(b.handle.statistics().1.free, Some(77));
+        assert_eq!(b.driver.used(2), None);
+        b.handle.request_statistics();
+        b.driver.transport.process_event(WAKEUP);
+        assert_eq!(b.driver.used(2), Some((head, 0)));
+        b.driver.add_available(2, head);
+        b.driver.kick(2);
+    }
+    assert_eq!(b.handle.statistics().0, 2);
+}
+
+#[test]
+fn chains_of_a_long_turn_are_finished_by_the_next_device() {
+    let mut b = bench(config(), u64::MAX);
+    let heads: Vec<u16> = (0..2 * TURN)
+        .map(|_| b.driver.add_chain(1, &[(BUFFER, 4)], &[]))
+        .collect();
+    b.driver.kick(1);
+    let state = b.driver.save();
+    move_to_other(&mut b, &state);
+    for head in heads {
+        assert_eq!(b.driver.used(1), Some((head, 0)));
+    }
+    assert_eq!(b.driver.used(1), None);
+}
+
+#[test]
+fn state_of_a_balloon_without_statistics_does_not_fit_one_with_them() {
+    let mut b = bench(
+        BalloonConfig {
+            statistics: false,
+            ..config()
+        },
+        u64::MAX,
+    );
+    let mut state = b.driver.save();
+    let other = || Box::new(Balloon::new(config()).unwrap());
+    assert!(b.driver.move_to(other(), &state).is_err());
+    state.queues.push(state.queues[0].clone());
+    state.device["target"] = (1u64 << 32).into();
+    assert!(b.driver.move_to(other(), &state).is_err());
 }

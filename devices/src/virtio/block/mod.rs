@@ -13,6 +13,8 @@ mod engine;
 mod request;
 mod slot;
 #[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;

@@ -14,12 +14,12 @@ use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use super::*;
 use crate::virtio::driver::{Buffer, TestDriver};
 
-const OK: u8 = 0;
+pub(super) const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
 
-const IN: u32 = 0;
-const OUT: u32 = 1;
+pub(super) const IN: u32 = 0;
+pub(super) const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
 const DISCARD: u32 = 11;
@@ -28,22 +28,22 @@ const WRITE_ZEROES: u32 = 13;
 /// Where requests are built: a header and a status for each, and data.
 const HEADERS: u64 = 0x1_0000;
 const STATUSES: u64 = 0x2_0000;
-const DATA: u64 = 0x10_0000;
+pub(super) const DATA: u64 = 0x10_0000;
 const MEMORY: usize = 4 << 20;
 
 const DISK_SIZE: u64 = 256 << 10;
-const ENGINES: [Engine; 2] = [Engine::Auto, Engine::ThreadPool];
+pub(super) const ENGINES: [Engine; 2] = [Engine::Auto, Engine::ThreadPool];
 const RUNNING: u32 = 0xf;
 
-struct Rig {
-    driver: TestDriver,
-    file: NamedTempFile,
+pub(super) struct Rig {
+    pub driver: TestDriver,
+    pub file: NamedTempFile,
     requests: u64,
     statuses: HashMap<u16, u64>,
 }
 
 impl Rig {
-    fn new(change: impl FnOnce(&mut BlockConfig)) -> Self {
+    pub fn new(change: impl FnOnce(&mut BlockConfig)) -> Self {
         let mut rig = Self::idle(change);
         assert_eq!(rig.driver.start(u64::MAX, 256), RUNNING);
         rig
@@ -74,12 +74,12 @@ impl Rig {
         }
     }
 
-    fn with_engine(engine: Engine) -> Self {
+    pub fn with_engine(engine: Engine) -> Self {
         Self::new(|config| config.engine = engine)
     }
 
     /// Puts a request on the queue, with `out` after its header and `into` before its status.
-    fn add(&mut self, kind: u32, sector: u64, out: &[Buffer], into: &[Buffer]) -> u16 {
+    pub fn add(&mut self, kind: u32, sector: u64, out: &[Buffer], into: &[Buffer]) -> u16 {
         let n = self.requests % 256;
         self.requests += 1;
         let (header, status) = (HEADERS + 16 * n, STATUSES + n);
@@ -94,7 +94,7 @@ impl Rig {
     }
 
     /// Waits for one request to be given back: its head, its status, and the bytes written.
-    fn wait(&mut self) -> (u16, u8, u32) {
+    pub fn wait(&mut self) -> (u16, u8, u32) {
         loop {
             if let Some((head, written)) = self.driver.used(0) {
                 let [status] = self.driver.get(self.statuses[&head]);
@@ -105,7 +105,13 @@ impl Rig {
     }
 
     /// Does one request: its status and the bytes written.
-    fn request(&mut self, kind: u32, sector: u64, out: &[Buffer], into: &[Buffer]) -> (u8, u32) {
+    pub fn request(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        out: &[Buffer],
+        into: &[Buffer],
+    ) -> (u8, u32) {
         let head = self.add(kind, sector, out, into);
         self.driver.kick(0);
         let (done, status, written) = self.wait();
@@ -124,11 +130,11 @@ impl Rig {
         (DATA, raw.len() as u32)
     }
 
-    fn disk(&self) -> Vec<u8> {
+    pub fn disk(&self) -> Vec<u8> {
         std::fs::read(self.file.path()).unwrap()
     }
 
-    fn metric(&self, name: &str) -> u64 {
+    pub fn metric(&self, name: &str) -> u64 {
         let mut value = None;
         self.driver.transport.metrics(&mut |n, v| {
             if n == name {
@@ -138,12 +144,12 @@ impl Rig {
         value.unwrap()
     }
 
-    fn needs_reset(&self) -> bool {
+    pub fn needs_reset(&self) -> bool {
         self.driver.read(0x70) & VIRTIO_CONFIG_S_NEEDS_RESET != 0
     }
 }
 
-fn pattern(len: usize, seed: u8) -> Vec<u8> {
+pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|n| (n / 7) as u8 ^ seed).collect()
 }
 

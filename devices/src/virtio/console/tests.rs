@@ -6,6 +6,7 @@ use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 
 use super::*;
 use crate::virtio::driver::TestDriver;
+use crate::virtio::state::DeviceState;
 
 const BUFFER: u64 = 0x8_0000;
 const SIZE: WindowSize = WindowSize {
@@ -283,4 +284,100 @@ fn terminal_that_is_read_slowly_gets_everything_through_edges_alone() {
         turn_the_loop(&b.driver, &epoll);
     };
     assert_eq!(used, (head, 6));
+}
+
+/// Goes on with a console on other streams. Its keyboard and screen.
+fn move_to_other(b: &mut Bench, state: &DeviceState) -> (PipeWriter, PipeReader) {
+    let (input, keyboard) = pipe().unwrap();
+    let (screen, output) = pipe().unwrap();
+    let console = Console::new(ConsoleConfig {
+        name: "console".into(),
+        input: Some(input.into()),
+        output: output.into(),
+        size: WindowSize::default(),
+    })
+    .unwrap();
+    b.handle = console.handle();
+    b.driver.move_to(Box::new(console), state).unwrap();
+    b.driver.transport.restart();
+    (keyboard, screen)
+}
+
+/// A console that has written a part of one chain and has another waiting.
+fn partly_written() -> (Bench, PipeReader, [u16; 2], Vec<u8>, usize) {
+    let (mut b, _keyboard, screen) = piped();
+    let text: Vec<u8> = (0..0x4_0000).map(|n| (n % 251) as u8).collect();
+    b.driver.put(BUFFER, &text);
+    let first = b.driver.add_chain(1, &[(BUFFER, text.len() as u32)], &[]);
+    let second = b.driver.add_chain(1, &[(BUFFER, 5)], &[]);
+    b.driver.kick(1);
+    assert_eq!(counter(&b.driver, "output_stalls"), 1);
+    let written = counter(&b.driver, "output_bytes") as usize;
+    assert!(written > 0 && written < text.len());
+    (b, screen, [first, second], text, written)
+}
+
+#[test]
+fn output_partly_written_is_finished_by_the_next_device() {
+    let (mut b, _screen, heads, text, written) = partly_written();
+    let state = b.driver.save();
+    let (_keyboard, mut screen) = move_to_other(&mut b, &state);
+    let mut rest = vec![0; text.len() - written + 5];
+    let mut done = 0;
+    while done < rest.len() {
+        done += screen.read(&mut rest[done..]).unwrap();
+        b.driver.transport.process_event(OUTPUT);
+    }
+    assert_eq!(rest[..text.len() - written], text[written..]);
+    assert_eq!(rest[text.len() - written..], text[..5]);
+    assert_eq!(b.driver.used(1), Some((heads[0], 0)));
+    assert_eq!(b.driver.used(1), Some((heads[1], 0)));
+    assert_eq!(b.driver.used(1), None);
+}
+
+#[test]
+fn output_partly_written_is_finished_by_a_device_that_was_saved() {
+    let (mut b, mut screen, heads, text, _) = partly_written();
+    assert_eq!(b.driver.save(), b.driver.save());
+    let mut all = vec![0; text.len() + 5];
+    let mut done = 0;
+    while done < all.len() {
+        done += screen.read(&mut all[done..]).unwrap();
+        b.driver.transport.process_event(OUTPUT);
+    }
+    assert_eq!(all[..text.len()], text);
+    assert_eq!(b.driver.used(1), Some((heads[0], 0)));
+    assert_eq!(b.driver.used(1), Some((heads[1], 0)));
+}
+
+#[test]
+fn offset_of_a_state_beyond_the_chain_counts_as_all_of_it() {
+    let (mut b, _screen, heads, text, _) = partly_written();
+    let mut state = b.driver.save();
+    state.device["output_offset"] = u32::MAX.into();
+    let (_keyboard, mut screen) = move_to_other(&mut b, &state);
+    assert_eq!(b.driver.used(1), Some((heads[0], 0)));
+    assert_eq!(b.driver.used(1), Some((heads[1], 0)));
+    let mut rest = [0; 5];
+    screen.read_exact(&mut rest).unwrap();
+    assert_eq!(rest, text[..5]);
+}
+
+#[test]
+fn size_and_buffers_for_input_outlive_the_device() {
+    let (mut b, _keyboard, _screen) = piped();
+    let head = b.driver.add_chain(0, &[], &[(BUFFER, 8)]);
+    b.driver.kick(0);
+    let state = b.driver.save();
+    let (mut keyboard, _screen) = move_to_other(&mut b, &state);
+    assert_eq!(b.driver.read(0x100), 80 | 24 << 16);
+    assert_eq!(b.driver.read(0x60), 0);
+    keyboard.write_all(b"later").unwrap();
+    b.driver.transport.process_event(INPUT);
+    assert_eq!(b.driver.used(0), Some((head, 5)));
+    b.handle.set_size(WindowSize {
+        columns: 1,
+        rows: 2,
+    });
+    assert_eq!(b.driver.read(0x60) & 2, 2);
 }

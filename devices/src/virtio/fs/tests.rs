@@ -209,3 +209,10 @@ fn server_that_is_none_is_refused() {
     assert!(matches!(connect().err(), Some(FsError::Server { .. })));
     other.join().unwrap();
 }
+
+#[test]
+fn device_cannot_be_saved_and_says_so() {
+    let b = bench();
+    let error = b.driver.transport.save().unwrap_err();
+    assert!(matches!(error, StateError::NotSupported { .. }), "{error}");
+}

@@ -4,6 +4,9 @@
 pub mod backend;
 pub mod mac;
 mod receive;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod snapshot_tests;
 pub mod tap;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -6,10 +6,14 @@ use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use super::*;
 use crate::virtio::driver::TestDriver;
 
-const BUFFER: u64 = 0x8_0000;
-const NO_MERGE: u64 = !(1 << VIRTIO_NET_F_MRG_RXBUF);
+pub(super) const BUFFER: u64 = 0x8_0000;
+pub(super) const NO_MERGE: u64 = !(1 << VIRTIO_NET_F_MRG_RXBUF);
 
-fn card(config: NetConfig, features: u64, queue_size: u16) -> (TestDriver, UnixDatagram) {
+pub(super) fn card(
+    config: NetConfig,
+    features: u64,
+    queue_size: u16,
+) -> (TestDriver, UnixDatagram) {
     let (ours, theirs) = UnixDatagram::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
     let net = Net::new(config, Box::new(ours)).unwrap();
@@ -19,17 +23,17 @@ fn card(config: NetConfig, features: u64, queue_size: u16) -> (TestDriver, UnixD
     (driver, theirs)
 }
 
-fn plain(features: u64) -> (TestDriver, UnixDatagram) {
+pub(super) fn plain(features: u64) -> (TestDriver, UnixDatagram) {
     card(NetConfig::default(), features, 256)
 }
 
-fn packet(len: usize) -> Vec<u8> {
+pub(super) fn packet(len: usize) -> Vec<u8> {
     let mut packet: Vec<u8> = (0..len).map(|n| (n % 253) as u8).collect();
     packet[..HEADER_LEN.min(len)].fill(0);
     packet
 }
 
-fn counter(driver: &TestDriver, name: &str) -> u64 {
+pub(super) fn counter(driver: &TestDriver, name: &str) -> u64 {
     let mut value = None;
     driver
         .transport

@@ -5,4 +5,5 @@
 mod guest;
 mod hostile;
 mod limits;
+mod snapshot;
 mod streams;

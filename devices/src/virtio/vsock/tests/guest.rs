@@ -11,9 +11,10 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::virtio::driver::TestDriver;
+use crate::virtio::state::{DeviceState, StateError};
 use crate::virtio::vsock::packet::{HEADER_SIZE, Header, op, shutdown};
 use crate::virtio::vsock::{
-    DirectSocket, Limits, RECEIVE_QUEUE, TRANSMIT_QUEUE, Vsock, VsockConfig,
+    DirectSocket, EVENT_QUEUE, Limits, RECEIVE_QUEUE, TRANSMIT_QUEUE, Vsock, VsockConfig,
 };
 
 pub const CID: u64 = 42;
@@ -27,6 +28,8 @@ const RX_SIZE: u64 = 4096;
 const RX: u64 = 0x10_0000;
 const TX: u64 = 0x20_0000;
 const TX_SIZE: u64 = 0x2_0000;
+/// Buffers for events.
+const EVENTS: u64 = 0x8_0000;
 const TX_SLOTS: u16 = 32;
 const MEMORY: usize = 8 << 20;
 
@@ -71,6 +74,7 @@ pub struct Guest {
     /// Do not answer packets.
     pub mute: bool,
     pub dir: TempDir,
+    cid: u64,
     room: u32,
     epoll: RawFd,
     rx_free: u16,
@@ -86,16 +90,7 @@ impl Guest {
 
     pub fn with_limits(limits: Limits) -> Guest {
         let dir = tempfile::tempdir().unwrap();
-        let config = VsockConfig {
-            name: "vsock".to_owned(),
-            guest_cid: CID,
-            uds_path: dir.path().join("v"),
-            direct: vec![DirectSocket {
-                port: DIRECT_PORT,
-                path: dir.path().join("direct"),
-            }],
-        };
-        let device = Vsock::with_limits(config, limits).unwrap();
+        let device = Vsock::with_limits(config(&dir, CID), limits).unwrap();
         let driver = TestDriver::new(Box::new(device), MEMORY);
         let sources = driver.transport.event_sources();
         assert_eq!(sources.len(), 1);
@@ -108,6 +103,7 @@ impl Guest {
             starve: false,
             mute: false,
             dir,
+            cid: CID,
             room: ROOM,
             epoll: sources[0].fd,
             rx_free: 0,
@@ -117,6 +113,43 @@ impl Guest {
         };
         guest.start();
         guest
+    }
+
+    /// The VM goes on elsewhere, with a device of its own and a context ID of its own.
+    pub fn move_to(&mut self, cid: u64, state: &DeviceState) -> Result<(), StateError> {
+        let dir = tempfile::tempdir().unwrap();
+        let device = Vsock::new(config(&dir, cid)).unwrap();
+        self.driver.move_to(Box::new(device), state)?;
+        self.epoll = self.driver.transport.event_sources()[0].fd;
+        self.dir = dir;
+        Ok(())
+    }
+
+    /// The context ID the guest takes for its own.
+    pub fn set_cid(&mut self, cid: u64) {
+        self.cid = cid;
+    }
+
+    /// Puts `count` buffers for events on their queue, without a word.
+    pub fn give_event_buffers(&mut self, count: u16) {
+        for n in 0..count {
+            let at = EVENTS + 8 * u64::from(n);
+            self.driver.add_chain(EVENT_QUEUE, &[], &[(at, 8)]);
+        }
+    }
+
+    /// Takes an event, as a driver does: drops its connections, reads its context ID, and gives the
+    /// buffer back. What the event says, if there is one.
+    pub fn take_event(&mut self) -> Option<u32> {
+        let (head, written) = self.driver.used(EVENT_QUEUE)?;
+        assert_eq!(written, 4);
+        let at = EVENTS + 8 * u64::from(head);
+        let event = u32::from_le_bytes(self.driver.get(at));
+        self.sockets.clear();
+        self.cid = self.driver.read(0x100).into();
+        self.driver.add_available(EVENT_QUEUE, head);
+        self.driver.kick(EVENT_QUEUE);
+        Some(event)
     }
 
     /// Resets the device and brings the driver up.
@@ -212,7 +245,7 @@ impl Guest {
 
     fn take(&mut self, header: Header, payload: &[u8]) {
         self.log.push(header);
-        assert_eq!(header.dst_cid, CID);
+        assert_eq!(header.dst_cid, self.cid);
         if self.mute {
             return;
         }
@@ -332,6 +365,10 @@ impl Guest {
 
     /// Sends a packet as it is.
     pub fn send_raw(&mut self, header: Header, payload: &[u8]) {
+        let mut header = header;
+        if header.src_cid == CID {
+            header.src_cid = self.cid;
+        }
         let mut bytes = encode(&header).to_vec();
         bytes.extend_from_slice(payload);
         self.send_bytes(&bytes);
@@ -441,6 +478,18 @@ impl Guest {
             .filter(|h| (h.dst_port, h.src_port) == key)
             .map(|h| (h.op, h.flags))
             .collect()
+    }
+}
+
+fn config(dir: &TempDir, cid: u64) -> VsockConfig {
+    VsockConfig {
+        name: "vsock".to_owned(),
+        guest_cid: cid,
+        uds_path: dir.path().join("v"),
+        direct: vec![DirectSocket {
+            port: DIRECT_PORT,
+            path: dir.path().join("direct"),
+        }],
     }
 }
 
