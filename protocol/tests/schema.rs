@@ -154,6 +154,14 @@ fn documents() -> Vec<(&'static str, Value)> {
                 base64: "AA==".into(),
             }),
         ),
+        (
+            "Restored",
+            json(Restored {
+                asleep_ns: u64::MAX,
+                entropy: "AA==".into(),
+                windows: vec![4],
+            }),
+        ),
     ]
     .into_iter()
     .chain(container_documents())

@@ -58,12 +58,37 @@ pub struct VmConfig {
     /// The memory balloon.
     #[serde(default)]
     pub balloon: Option<BalloonConfig>,
+    /// Virtio windows behind those of the devices that are empty, for devices that a restored VM gets.
+    #[serde(default)]
+    pub spare_slots: usize,
     /// Unix socket to be controlled through.
     #[serde(default)]
     pub control_socket: Option<PathBuf>,
     /// Whether to finish supervisor instructions that a software-assisted KVM cannot.
     #[serde(default)]
     pub assist: AssistConfig,
+}
+
+/// What a VM that is restored from a snapshot gets of its own. The listed devices are put into its spare windows:
+/// disks, then network cards, then shares.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreConfig {
+    /// Block devices.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Folders that file servers share with the guest.
+    #[serde(default)]
+    pub shares: Vec<ShareConfig>,
+    /// Network cards.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// In place of the address and the paths that the snapshot has.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
+    /// Unix socket to be controlled through.
+    #[serde(default)]
+    pub control_socket: Option<PathBuf>,
 }
 
 /// What to boot.

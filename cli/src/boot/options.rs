@@ -145,6 +145,7 @@ impl BootArgs {
                 free_page_reporting: true,
                 deflate_on_oom: true,
             }),
+            spare_slots: 0,
             control_socket: Some(directory.join("control.sock")),
             assist: AssistConfig::Auto,
         })
