@@ -28,3 +28,4 @@ mod signals;
 mod terminal;
 mod volumes;
 mod vsock;
+mod warm;
