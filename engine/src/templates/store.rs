@@ -13,7 +13,7 @@ use super::key::is_key;
 use crate::engine::make_folder;
 use crate::error::{Error, cannot};
 use crate::layout::Layout;
-use crate::lock::try_make;
+use crate::lock::{try_make, try_take};
 use crate::names;
 
 /// The most templates that are kept.
@@ -25,6 +25,10 @@ const GIVE_UP_FOR: Duration = Duration::from_secs(300);
 
 /// What the names of folders begin with in which a template is made or removed.
 const UNFINISHED: &str = ".making.";
+/// What the name of a template's lock ends with.
+const LOCK: &str = ".lock";
+/// What the name of a note ends with that says why a template could not be made.
+const FAILURE: &str = ".failed";
 /// The file of a template whose time says when it was last used.
 const USED: &str = "used";
 /// The folder of a template with its snapshot.
@@ -197,12 +201,19 @@ impl Templates {
                 removed.push(template);
             }
         }
+        self.sweep()?;
         for name in self.names()? {
             if name.ends_with(FAILURE) {
-                let _ = fs::remove_file(self.folder.join(name));
+                let _ = fs::remove_file(self.folder.join(&name));
+            }
+            // Of a template that never came to be.
+            if let Some(key) = name.strip_suffix(LOCK)
+                && let Ok(Some(_lock)) = try_take(&self.lock(key))
+                && !self.template(key).exists()
+            {
+                let _ = fs::remove_file(self.lock(key));
             }
         }
-        self.sweep()?;
         Ok(removed)
     }
 
@@ -293,16 +304,13 @@ impl Templates {
     }
 
     fn lock(&self, key: &str) -> PathBuf {
-        self.folder.join(format!("{key}.lock"))
+        self.folder.join(format!("{key}{LOCK}"))
     }
 
     fn failure(&self, key: &str) -> PathBuf {
         self.folder.join(format!("{key}{FAILURE}"))
     }
 }
-
-/// What the name of a note ends with that says why a template could not be made.
-const FAILURE: &str = ".failed";
 
 /// Where the maker of a template has the snapshot written.
 pub fn snapshot_in(folder: &Path) -> PathBuf {
@@ -507,6 +515,8 @@ mod tests {
         assert_eq!(removed.len(), 1);
         assert_eq!(keys(&templates), [key(2)]);
         drop(held);
+        templates.note_failure(&key(3), "no");
+        drop(lock::wait(&templates.lock(&key(3))).expect("lock"));
         templates.prune().expect("prune");
         assert!(templates.names().expect("list").is_empty());
     }

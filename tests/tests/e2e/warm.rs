@@ -249,23 +249,18 @@ fn maker_of_a_template_when_killed_then_the_next_run_makes_it() {
 fn template_when_damaged_then_runs_succeed_and_it_is_replaced() {
     let home = Home::with_busybox();
     home.expect(&["run", "--rm", "busybox", "true"]);
-    let damages: [(&str, fn(&fs::File)); 2] = [
-        ("state.json", |file| {
-            let middle = file.metadata().expect("stat").len() / 2;
+    for name in ["state.json", "memory"] {
+        let path = template(&home).join("snapshot").join(name);
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let file = file.expect("open");
+        let middle = file.metadata().expect("stat").len() / 2;
+        if name == "memory" {
+            file.set_len(middle).expect("truncate");
+        } else {
             let mut byte = [0];
             file.read_exact_at(&mut byte, middle).expect("read");
             file.write_all_at(&[byte[0] ^ 1], middle).expect("write");
-        }),
-        ("memory", |file| {
-            let length = file.metadata().expect("stat").len();
-            file.set_len(length / 2).expect("truncate");
-        }),
-    ];
-    for (name, damage) in damages {
-        let before = template(&home);
-        let path = before.join("snapshot").join(name);
-        let file = OpenOptions::new().read(true).write(true).open(&path);
-        damage(&file.expect("open"));
+        }
         // It boots, says so, and takes the template away.
         start(&home, "box", &[]);
         assert!(!is_restored(&home, "box"), "{name}");
