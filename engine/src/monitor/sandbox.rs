@@ -34,9 +34,9 @@ const KILLED: u8 = 128 + 9;
 
 /// Why a sandbox ends before its time.
 const MACHINE_ENDED: &str = "its machine ended";
-/// Why a sandbox ends that nobody waits for.
+/// Why it ends when its monitor gets a signal.
 pub const TOLD_TO_END: &str = "its monitor was told to end";
-/// The same.
+/// Why it ends when nobody wants it any more.
 pub const COMMAND_ENDED: &str = "the command that started it has ended";
 
 /// A sandbox that is up.
