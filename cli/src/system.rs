@@ -6,6 +6,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use bulkhead_engine::templates::Listed;
 use bulkhead_engine::{Engine, Entry};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -17,13 +18,13 @@ use crate::output::{Format, Table, print_rows, time};
 /// What all containers and images take, and what of it nobody needs.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Show what images and containers take on the disk
+    /// Show what images, containers and templates take on the disk
     Df(DfArgs),
-    /// Remove containers that are not running, and images that nothing uses
+    /// Remove containers that are not running, templates, and images that nothing uses
     Prune(PruneArgs),
 }
 
-/// Show what images and containers take on the disk.
+/// Show what images, containers and templates of virtual machines take on the disk.
 #[derive(Args)]
 pub struct DfArgs {
     /// table, json, or a template
@@ -31,7 +32,7 @@ pub struct DfArgs {
     format: Format,
 }
 
-/// Remove containers that are not running, and images that nothing uses.
+/// Remove containers that are not running, templates of virtual machines, and images that nothing uses.
 #[derive(Args)]
 pub struct PruneArgs {
     /// Also images that have a name
@@ -77,6 +78,7 @@ fn df(engine: &Engine, args: &DfArgs) -> Outcome {
             "Reclaimable": reclaimable.map_or_else(|| "-".to_owned(), time::decimal),
         })
     };
+    let templates = engine.templates().list()?;
     let unused = all.difference(&used).count();
     let layers = bytes_in(&store.root().join("blobs"));
     let disks = bytes_in(&store.root().join("disks")) + bytes_in(&store.root().join("trees"));
@@ -102,6 +104,14 @@ fn df(engine: &Engine, args: &DfArgs) -> Outcome {
             size_of(&every),
             Some(size_of(&idle)),
         ),
+        // A clone keeps what it has of a template, whatever becomes of that.
+        row(
+            "Templates",
+            templates.len(),
+            0,
+            bytes_of(&templates),
+            Some(bytes_of(&templates)),
+        ),
     ];
     print_rows(&args.format, &rows, || {
         let columns = [
@@ -126,9 +136,13 @@ fn prune(engine: &Engine, args: &PruneArgs) -> Outcome {
             println!("Deleted container: {}", entry.config.id);
         }
     }
+    let templates = engine.templates().prune()?;
+    for template in &templates {
+        println!("Deleted template: {}", template.key);
+    }
     let store = engine.store()?;
     let (removed, garbage) = store.prune(args.all, &|| in_use(engine))?;
-    let bytes = garbage.bytes + engine.remove_dead_trees(&store)?;
+    let bytes = garbage.bytes + engine.remove_dead_trees(&store)? + bytes_of(&templates);
     print_removed(&removed);
     println!("Total reclaimed space: {}", time::decimal(bytes));
     Ok(0)
@@ -144,12 +158,17 @@ fn confirmed(all: bool) -> Result<bool, Box<dyn std::error::Error>> {
         "all images without a name"
     };
     print!(
-        "Remove all containers that are not running, and {images} that no container uses? [y/N] "
+        "Remove all containers that are not running, all templates of virtual machines, and {images} \
+         that no container uses? [y/N] "
     );
     io::stdout().flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn bytes_of(templates: &[Listed]) -> u64 {
+    templates.iter().map(|template| template.bytes).sum()
 }
 
 /// What the files in a folder take on the disk. What goes meanwhile takes nothing.

@@ -79,6 +79,11 @@ impl Layout {
         self.root.join("volumes")
     }
 
+    /// The virtual machines that others are restored from.
+    pub fn templates(&self) -> PathBuf {
+        self.root.join("templates")
+    }
+
     /// What is being made or removed. What lies here while nobody holds the [lock](Self::lock) is the
     /// remains of a killed process.
     pub fn unfinished(&self) -> PathBuf {

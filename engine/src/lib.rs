@@ -24,6 +24,7 @@ mod process;
 pub mod record;
 pub mod rootless;
 pub mod spec;
+pub mod templates;
 mod vm;
 pub mod volumes;
 

@@ -43,6 +43,13 @@ pub fn try_take(path: &Path) -> io::Result<Option<File>> {
     try_take_by(path, FlockOperation::NonBlockingLockExclusive)
 }
 
+/// Takes the lock at `path`, for oneself or together with others, if that can be done at once. Its file is made
+/// if it is not there.
+pub fn try_make(path: &Path, how: FlockOperation) -> io::Result<Option<File>> {
+    drop(open(path)?);
+    try_take_by(path, how)
+}
+
 /// Takes the lock at `path`, for oneself or together with others, if that can be done at once.
 pub fn try_take_by(path: &Path, how: FlockOperation) -> io::Result<Option<File>> {
     let file = match OpenOptions::new().read(true).write(true).open(path) {

@@ -42,7 +42,8 @@ pub fn is_valid(name: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
-fn random(mut bytes: &mut [u8]) -> io::Result<()> {
+/// Fills `bytes` with random numbers.
+pub(crate) fn random(mut bytes: &mut [u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let n = getrandom(&mut *bytes, GetRandomFlags::empty())?;
         bytes = &mut bytes[n..];

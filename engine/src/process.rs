@@ -60,6 +60,19 @@ pub fn wait_end(fd: impl AsFd, limit: Duration) -> bool {
     poll_until(&mut fds, Some(Instant::now() + limit)).unwrap_or(false)
 }
 
+/// The time of processors that a process has used, itself and for the kernel, in the kernel's ticks.
+pub fn ticks_of(pid: u32) -> Option<u64> {
+    ticks(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The 14th and the 15th field of `/proc/PID/stat` (proc(5)).
+fn ticks(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    next()?.checked_add(next()?)
+}
+
 /// The 22nd field of `/proc/PID/stat` (proc(5)).
 fn start_ticks(stat: &str) -> Option<u64> {
     // The second field is a name in parentheses, which may hold any character.
@@ -88,5 +101,7 @@ mod tests {
         let stat = format!("7 (a) R ( b) {}", rest.join(" "));
         assert_eq!(start_ticks(&stat), Some(22));
         assert_eq!(start_ticks("7 (a) R"), None);
+        assert_eq!(ticks(&stat), Some(14 + 15));
+        assert_eq!(ticks("7 (a) R"), None);
     }
 }

@@ -3,14 +3,15 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use bulkhead_protocol::API_PORT;
 use bulkhead_vmm::config::{
-    AssistConfig, ConsoleConfig, DiskConfig, KernelConfig, MAX_CPUS, PortConfig, VmConfig,
-    VsockConfig,
+    AssistConfig, ConsoleConfig, DiskConfig, KernelConfig, MAX_CPUS, PortConfig, RestoreConfig,
+    Verify, VmConfig, VsockConfig,
 };
+use serde::Serialize;
 
 use crate::artifacts::{Artifact, Missing};
 use crate::error::{Error, cannot};
@@ -28,6 +29,8 @@ const DEFAULT_MEMORY_MIB: u64 = 512;
 const OVERHEAD_MIB: u64 = 64;
 /// The kernel's record of each page takes a 64th of all memory.
 const PAGE_RECORDS: u64 = 64;
+/// The address of a guest on its vsock that nobody tells from others by it.
+const FIRST_CID: u32 = 3;
 
 impl Machine {
     /// A machine for a container with these limits: processors, of which a part takes a whole one,
@@ -48,79 +51,192 @@ impl Machine {
     }
 }
 
-/// The machine's document.
-pub fn describe(config: &Config, files: &Files, volumes: &Attached) -> Result<VmConfig, Missing> {
-    let disk = |path: &Path, read_only, serial: Option<&str>| DiskConfig {
+/// What every machine's kernel is told.
+pub const CMDLINE: &str = "rootfstype=erofs init=/init root=/dev/vda ro";
+/// Serial of the disk that the agent is on, where somebody asks for it.
+pub const AGENT_SERIAL: &str = "agent";
+/// Windows of a template for what its clones have: image and upper, a share or a few volumes, network cards. Each
+/// costs the template's boot a little.
+pub const SPARE_SLOTS: usize = 8;
+
+/// The Unix sockets of a machine.
+pub struct Sockets {
+    /// Any port of the guest.
+    pub vsock: PathBuf,
+    /// The agent's API.
+    pub api: PathBuf,
+    /// The VMM's control.
+    pub control: PathBuf,
+}
+
+impl Sockets {
+    /// A container's.
+    pub fn of(files: &Files) -> Self {
+        Self::in_folder(&files.sandbox)
+    }
+
+    /// Those in a folder, by the names that a sandbox's have.
+    pub fn in_folder(folder: &Path) -> Self {
+        let files = Files {
+            folder: PathBuf::new(),
+            sandbox: folder.to_owned(),
+        };
+        Sockets {
+            vsock: files.vsock(),
+            api: files.api(),
+            control: files.control(),
+        }
+    }
+
+    /// Where what the guest connects to on the host's port arrives.
+    pub fn of_port(&self, port: u32) -> PathBuf {
+        let mut path = self.vsock.clone().into_os_string();
+        path.push(format!("_{port}"));
+        path.into()
+    }
+
+    fn device(&self, cid: u32) -> VsockConfig {
+        VsockConfig {
+            cid: cid.into(),
+            path: self.vsock.clone(),
+            ports: vec![PortConfig {
+                port: API_PORT,
+                path: self.api.clone(),
+            }],
+        }
+    }
+}
+
+fn disk(path: &Path, read_only: bool, serial: &str) -> DiskConfig {
+    DiskConfig {
         path: path.to_owned(),
         read_only,
-        serial: serial.map(str::to_owned),
+        serial: Some(serial.to_owned()),
         rate_limit: None,
-    };
-    let mut disks = vec![
-        disk(&Artifact::AgentImage.find()?, true, None),
-        disk(&config.disk, true, Some(IMAGE_SERIAL)),
-    ];
+    }
+}
+
+/// The disks of a container: its image, what changes go to, its volumes.
+pub fn disks(config: &Config, files: &Files, volumes: &Attached) -> Vec<DiskConfig> {
+    let mut disks = vec![disk(&config.disk, true, IMAGE_SERIAL)];
     if let Upper::Disk { .. } = config.upper {
-        disks.push(disk(&files.upper(), false, Some(UPPER_SERIAL)));
+        disks.push(disk(&files.upper(), false, UPPER_SERIAL));
     }
     disks.extend(volumes.disks.iter().cloned());
+    disks
+}
+
+/// A machine with nothing but an agent in it.
+fn bare(machine: Machine, sockets: &Sockets) -> Result<VmConfig, Missing> {
     Ok(VmConfig {
-        cpus: config.machine.cpus,
-        memory_mib: config.machine.memory_mib,
+        cpus: machine.cpus,
+        memory_mib: machine.memory_mib,
         kernel: KernelConfig {
             path: Artifact::Kernel.find()?,
             initrd: None,
-            cmdline: "rootfstype=erofs init=/init root=/dev/vda ro".to_owned(),
+            cmdline: CMDLINE.to_owned(),
         },
-        disks,
+        disks: vec![disk(&Artifact::AgentImage.find()?, true, AGENT_SERIAL)],
         nets: Vec::new(),
-        shares: volumes.shares.clone(),
-        vsock: Some(VsockConfig {
-            cid: 3,
-            path: files.vsock(),
-            ports: vec![PortConfig {
-                port: API_PORT,
-                path: files.api(),
-            }],
-        }),
+        shares: Vec::new(),
+        vsock: Some(sockets.device(FIRST_CID)),
         console: ConsoleConfig::Stdio,
         console_size: None,
         serial: false,
         rng: true,
         balloon: None,
         spare_slots: 0,
-        control_socket: Some(files.control()),
+        control_socket: Some(sockets.control.clone()),
         assist: AssistConfig::Auto,
     })
 }
 
-/// Starts the machine. It ends with this thread.
-pub fn spawn(config: &Config, files: &Files, volumes: &Attached) -> Result<Child, Error> {
-    let machine = describe(config, files, volumes)?;
-    let document = serde_json::to_vec(&machine).map_err(cannot("describe the machine"))?;
-    let program = Artifact::Vmm.find()?;
-    let starting = || format!("start {}", program.display());
-    let file = |path: &Path, append| {
-        OpenOptions::new()
-            .append(append)
-            .write(true)
-            .create(true)
-            .truncate(!append)
-            .mode(0o600)
-            .open(path)
-            .map_err(cannot(format!("open {}", path.display())))
+/// The document of a machine that boots with all that its container has.
+pub fn describe(config: &Config, files: &Files, volumes: &Attached) -> Result<VmConfig, Missing> {
+    let mut machine = bare(config.machine, &Sockets::of(files))?;
+    machine.disks.extend(disks(config, files, volumes));
+    machine.shares = volumes.shares.clone();
+    Ok(machine)
+}
+
+/// The document of a machine that becomes a template.
+pub fn describe_template(machine: Machine, sockets: &Sockets) -> Result<VmConfig, Missing> {
+    Ok(VmConfig {
+        spare_slots: SPARE_SLOTS,
+        ..bare(machine, sockets)?
+    })
+}
+
+/// How many devices the machine of a container has that a template has not.
+pub fn devices(config: &Config, files: &Files, volumes: &Attached) -> usize {
+    disks(config, files, volumes).len() + volumes.shares.len()
+}
+
+/// What the machine of a container has that a template has not, and the windows that it is in.
+pub fn describe_clone(
+    config: &Config,
+    files: &Files,
+    volumes: &Attached,
+    cid: u32,
+) -> Result<(RestoreConfig, Vec<u32>), Missing> {
+    let sockets = Sockets::of(files);
+    let clone = RestoreConfig {
+        disks: disks(config, files, volumes),
+        shares: volumes.shares.clone(),
+        nets: Vec::new(),
+        vsock: Some(sockets.device(cid)),
+        control_socket: Some(sockets.control.clone()),
+        verify: Verify::AfterReboot,
     };
-    let mut vmm = Command::new(&program)
-        .args(["--config", "-", "--die-with-parent"])
-        .stdin(Stdio::piped())
-        .stdout(file(&files.console(), false)?)
-        .stderr(file(&files.complaints(), true)?)
-        .spawn()
-        .map_err(cannot(starting()))?;
-    // A machine that ends before it has read this says why itself.
-    match vmm.stdin.take().map(|mut pipe| pipe.write_all(&document)) {
-        Some(Err(e)) if e.kind() != io::ErrorKind::BrokenPipe => Err(cannot(starting())(e)),
-        _ => Ok(vmm),
+    // They come behind the template's own.
+    let first = bare(config.machine, &sockets)?.virtio_devices();
+    let windows = first..first + devices(config, files, volumes);
+    let windows = windows.filter_map(|window| u32::try_from(window).ok());
+    Ok((clone, windows.collect()))
+}
+
+/// A VMM that is to be started.
+pub struct Launch<'a> {
+    /// A snapshot to restore the machine from, if it is not to boot.
+    pub restore: Option<&'a Path>,
+    /// Where what the guest's console says goes.
+    pub console: &'a Path,
+    /// Where what the VMM has to complain about goes.
+    pub complaints: &'a Path,
+}
+
+impl Launch<'_> {
+    /// Starts the machine that this document describes. It ends with this thread.
+    pub fn start(&self, document: &impl Serialize) -> Result<Child, Error> {
+        let document = serde_json::to_vec(document).map_err(cannot("describe the machine"))?;
+        let program = Artifact::Vmm.find()?;
+        let starting = || format!("start {}", program.display());
+        let file = |path: &Path, append| {
+            OpenOptions::new()
+                .append(append)
+                .write(true)
+                .create(true)
+                .truncate(!append)
+                .mode(0o600)
+                .open(path)
+                .map_err(cannot(format!("open {}", path.display())))
+        };
+        let mut command = Command::new(&program);
+        if let Some(snapshot) = self.restore {
+            command.arg("--restore").arg(snapshot);
+        }
+        let mut vmm = command
+            .args(["--config", "-", "--die-with-parent"])
+            .stdin(Stdio::piped())
+            .stdout(file(self.console, false)?)
+            .stderr(file(self.complaints, true)?)
+            .spawn()
+            .map_err(cannot(starting()))?;
+        // A machine that ends before it has read this says why itself.
+        match vmm.stdin.take().map(|mut pipe| pipe.write_all(&document)) {
+            Some(Err(e)) if e.kind() != io::ErrorKind::BrokenPipe => Err(cannot(starting())(e)),
+            _ => Ok(vmm),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use bulkhead_devices::virtio::interrupt::Interrupt;
 use bulkhead_devices::virtio::mmio::MmioTransport;
 use bulkhead_devices::virtio::queue::{QueueError, VirtQueue};
 use bulkhead_devices::virtio::{ActivateError, Activation, VirtioDevice};
+use bulkhead_devices::virtio::state::{SavedDevice, StateError};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -85,6 +86,22 @@ impl VirtioDevice for Witness {
     fn reset(&mut self) {
         self.active = false;
         self.queues.clear();
+    }
+    fn save(&mut self) -> Result<SavedDevice, StateError> {
+        let queues = self.queues.iter().map(|queue| queue.as_ref().map(VirtQueue::position));
+        SavedDevice::new("witness", queues.collect(), &())
+    }
+    fn restore(
+        &mut self,
+        _own: &serde_json::Value,
+        activation: Option<Activation>,
+    ) -> Result<(), StateError> {
+        match activation {
+            Some(activation) => self
+                .activate(activation)
+                .map_err(|e| StateError::activating("witness", e)),
+            None => Ok(()),
+        }
     }
     fn process_queue(&mut self, index: usize) {
         assert!(self.active, "called while inactive");

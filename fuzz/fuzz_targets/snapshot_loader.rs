@@ -180,7 +180,7 @@ fn good() -> Value {
         "vcpus": [{
             "cpuid": zeroes(40), "regs": zeroes(144), "sregs": zeroes(312), "xcrs": zeroes(392),
             "xsave": zeroes(4096), "msrs": zeroes(16), "lapic": zeroes(1024), "mp_state": zeroes(4),
-            "debug_regs": zeroes(128), "events": zeroes(64), "tsc_khz": 1,
+            "debug_regs": zeroes(128), "events": zeroes(64), "due_in": -5, "tsc_khz": 1,
         }],
         "vm": {
             "irqchips": zeroes(3 * 520), "pit": zeroes(112), "clock": zeroes(48), "unix_ns": 1,
@@ -193,6 +193,7 @@ fn good() -> Value {
             device(5, 4, json!({})),
         ],
         "serial": null,
+        "i8042": {},
         "memory": [[0, 4096, 0x38a_2735u32], [8192, 4096, 0xc71c_0011u32]],
     })
 }

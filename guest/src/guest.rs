@@ -2,7 +2,7 @@
 
 use std::io;
 
-use bulkhead_protocol::{BootTimings, Shutdown};
+use bulkhead_protocol::{BootTimings, Restored, Shutdown};
 
 use crate::containers::Containers;
 use crate::containers::rootfs::LastResort;
@@ -25,6 +25,8 @@ pub struct Guest {
     /// Whether the machine is the containers' own: its clock, its network and its random numbers are for
     /// clients to set.
     pub owns_machine: bool,
+    /// What it was told when it last went on from a snapshot.
+    pub restored: Option<Restored<'static>>,
     /// What there is for images that cannot be mounted here.
     pub last_resort: Option<LastResort>,
     /// The containers and what was executed in them.
@@ -51,6 +53,7 @@ impl Guest {
             timings,
             shutdown: None,
             owns_machine: true,
+            restored: None,
             last_resort: None,
             containers,
             programs: Slab::new(),

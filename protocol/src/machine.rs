@@ -139,6 +139,29 @@ impl Entropy<'_> {
     pub const MAX_BYTES: usize = 4096;
 }
 
+/// The body of `PUT /v1/restored`: what a guest that goes on from a snapshot cannot know by itself. The same
+/// document again changes nothing, so that a client whose connection was lost can repeat it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored<'a> {
+    /// Nanoseconds from the moment the snapshot was taken to the one at which the guest's clock went on:
+    /// `CLOCK_REALTIME` is moved forward by so many.
+    pub asleep_ns: u64,
+    /// [`Restored::MIN_ENTROPY`] to [`Entropy::MAX_BYTES`] random bytes that no other guest gets, in base64
+    /// (RFC 4648 §4, with padding).
+    pub entropy: Cow<'a, str>,
+    /// The virtio-mmio windows in which there is a device now and was none before, by their places on the
+    /// kernel's command line, the first of which is 0.
+    #[serde(default)]
+    pub windows: Vec<u32>,
+}
+
+impl Restored<'_> {
+    /// As many bytes as the kernel's random numbers have for a key.
+    pub const MIN_ENTROPY: usize = 32;
+    /// More windows than any machine has interrupt lines for.
+    pub const MAX_WINDOWS: usize = 64;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,6 +10,8 @@ pub const SHUTDOWN: &str = "/v1/shutdown";
 pub const CLOCK: &str = "/v1/clock";
 /// `POST` [`super::Entropy`].
 pub const ENTROPY: &str = "/v1/entropy";
+/// `PUT` [`super::Restored`]: the guest goes on from a snapshot.
+pub const RESTORED: &str = "/v1/restored";
 /// `GET`: lines of [`super::Event`], until the client leaves.
 pub const EVENTS: &str = "/v1/events";
 /// `GET`: [`super::Interface`]s. `PUT` [`super::SetInterface`] on `/v1/interfaces/NAME`.

@@ -154,6 +154,14 @@ fn documents() -> Vec<(&'static str, Value)> {
                 base64: "AA==".into(),
             }),
         ),
+        (
+            "Restored",
+            json(Restored {
+                asleep_ns: u64::MAX,
+                entropy: "AA==".into(),
+                windows: vec![4],
+            }),
+        ),
     ]
     .into_iter()
     .chain(container_documents())
@@ -397,6 +405,7 @@ fn required_fields_when_one_is_missing_then_the_document_is_refused() {
             "ApiError" => serde_json::from_value::<ApiError>(v).is_ok(),
             "Cpu" => serde_json::from_value::<Cpu>(v).is_ok(),
             "Clock" => serde_json::from_value::<Clock>(v).is_ok(),
+            "Restored" => serde_json::from_value::<Restored<'_>>(v).is_ok(),
             "Entropy" => serde_json::from_value::<Entropy>(v).is_ok(),
             "CreateContainer" => serde_json::from_value::<CreateContainer<Value>>(v).is_ok(),
             "Rootfs" => serde_json::from_value::<Rootfs>(v).is_ok(),

@@ -73,7 +73,7 @@ pub struct VmConfig {
 
 /// What is different in a VM that is restored from a snapshot. All else is as it was in the VM that the
 /// snapshot was taken of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreConfig {
     /// Block devices for the spare windows. They come first there.
@@ -91,23 +91,22 @@ pub struct RestoreConfig {
     /// Unix socket to be controlled through.
     #[serde(default)]
     pub control_socket: Option<PathBuf>,
-    /// Whether all of the snapshot's memory is read first and compared with its checksums. Otherwise it is
-    /// read as the guest needs it, and only its size is checked.
-    #[serde(default = "yes")]
-    pub verify: bool,
+    /// When all of the snapshot's memory is read and compared with its checksums.
+    #[serde(default)]
+    pub verify: Verify,
 }
 
-impl Default for RestoreConfig {
-    fn default() -> Self {
-        RestoreConfig {
-            disks: Vec::new(),
-            nets: Vec::new(),
-            shares: Vec::new(),
-            vsock: None,
-            control_socket: None,
-            verify: true,
-        }
-    }
+/// When all of a snapshot's memory is read first and compared with its checksums. Otherwise it is read as the
+/// guest needs it, and only its size is checked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verify {
+    /// Each time.
+    #[default]
+    Always,
+    /// If the host has booted since the snapshot was taken: until then it is what was written, as its
+    /// reader gets it from the memory of the host that wrote it, and not from a disk.
+    AfterReboot,
 }
 
 impl RestoreConfig {

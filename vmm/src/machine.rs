@@ -20,7 +20,7 @@ use crate::boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::boot::mptable::{self, MpTableError};
 use crate::boot::params::{self, ParamsError};
 use crate::boot::registers;
-use crate::config::{AssistConfig, ConsoleConfig, RestoreConfig, VmConfig};
+use crate::config::{AssistConfig, ConsoleConfig, RestoreConfig, Verify, VmConfig};
 use crate::control::api::VmHandle;
 use crate::control::{ControlError, ControlServer};
 use crate::cpu::cpuid::{CpuTopology, CpuidError, GuestCpuid};
@@ -220,7 +220,8 @@ impl Machine {
         let state = State::load(folder)?;
         let (config, added) = state.restored_config(wanted)?;
         let kvm = host::open_kvm()?;
-        let kind = match state.host.known_kind() {
+        let known = state.host.known_kind();
+        let kind = match known {
             Some(kind) => kind,
             None => probe::probe(&kvm)?,
         };
@@ -235,7 +236,8 @@ impl Machine {
             true => Backing::Memfd,
             false => Backing::Shared,
         };
-        let (mib, verify) = (config.memory_mib, added.verify);
+        let mib = config.memory_mib;
+        let verify = added.verify == Verify::Always || known.is_none();
         let memory = snapshot::memory::restore(folder, mib, &state.memory, verify, backing)?;
         let memory = Arc::new(memory);
         memory::register(&vm, &memory)?;

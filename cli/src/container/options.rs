@@ -103,6 +103,9 @@ pub struct ContainerArgs {
     /// The wall around the container
     #[arg(long, value_enum, default_value_t = Wall::Vm)]
     isolation: Wall,
+    /// Boot the VM, rather than restore it from a template
+    #[arg(long)]
+    pub cold: bool,
     /// When to pull the image
     #[arg(long, value_enum, default_value_t = Policy::Missing)]
     pub pull: Policy,

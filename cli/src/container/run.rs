@@ -106,6 +106,7 @@ fn make(
         upper: args.upper(),
         volumes: args.volumes()?,
         machine: Machine::for_limits(cpus, memory),
+        cold: args.cold,
         stdin: args.interactive || args.tty,
         init: args.init,
         auto_remove: args.rm,

@@ -1,6 +1,7 @@
 //! `start`, and what starting has in common with `run`.
 
 use std::error::Error;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 
 use bulkhead_engine::{Engine, Start, Started};
@@ -10,6 +11,7 @@ use super::control::each;
 use super::stay::{StayArgs, check_terminal, stay};
 use super::streams::{Signals, terminal_size};
 use crate::Outcome;
+use crate::output::progress;
 
 /// Start containers that are not running.
 #[derive(Args)]
@@ -71,7 +73,10 @@ pub fn start(engine: &Engine, args: &StartArgs) -> Outcome {
 /// Waits until a container's program can be started. A signal before that ends the sandbox, and with it
 /// this command.
 pub fn wait_created(mut started: Started, signals: &Signals) -> Result<Started, Box<dyn Error>> {
-    while !started.is_created_before(signals.as_fd())? {
+    // A person should see that it takes a while; a script's standard error is the program's.
+    let progress = progress(!io::stderr().is_terminal());
+    let mut tell = |line: &str| progress.message(line);
+    while !started.is_created_before(signals.as_fd(), &mut tell)? {
         if let Some(signal) = signals.ending() {
             // Another one need not wait for the sandbox's end, which comes all the same.
             signals.release()?;

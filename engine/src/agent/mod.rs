@@ -165,7 +165,8 @@ impl Agent {
         self.tell(path::SHUTDOWN, &shutdown)
     }
 
-    fn connect(&self) -> Result<std::os::unix::net::UnixStream, Error> {
+    /// Connects to it.
+    pub(crate) fn connect(&self) -> Result<std::os::unix::net::UnixStream, Error> {
         http::connect(&self.socket, Some(ANSWER_LIMIT)).map_err(unreachable)
     }
 
@@ -202,7 +203,7 @@ impl Agent {
 }
 
 /// The answer's body, unless the answer is no.
-fn check(answer: Answer) -> Result<Vec<u8>, Error> {
+pub(crate) fn check(answer: Answer) -> Result<Vec<u8>, Error> {
     if answer.status < 400 {
         return Ok(answer.body);
     }

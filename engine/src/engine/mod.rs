@@ -20,6 +20,7 @@ use crate::agent::Agent;
 use crate::error::{Error, cannot};
 use crate::layout::Layout;
 use crate::record::{Config, Files, State};
+use crate::templates::Templates;
 
 /// All containers under one root, and what can be done with them.
 #[derive(Debug, Clone)]
@@ -65,6 +66,11 @@ impl Engine {
         &self.layout
     }
 
+    /// The virtual machines that others are restored from.
+    pub fn templates(&self) -> Templates {
+        Templates::of(&self.layout)
+    }
+
     /// The root, if it was named.
     pub(crate) fn named_root(&self) -> Option<&Path> {
         self.named_root.as_deref()
@@ -89,7 +95,7 @@ pub(crate) fn make_folder(path: &Path) -> Result<(), Error> {
 }
 
 /// The names in a folder; none if it is not there.
-fn list_folder(path: &Path) -> Result<Vec<String>, Error> {
+pub(crate) fn list_folder(path: &Path) -> Result<Vec<String>, Error> {
     let failed = || format!("list {}", path.display());
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,

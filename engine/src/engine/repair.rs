@@ -36,7 +36,7 @@ impl Engine {
             let _lock = lock.map_err(cannot("lock the containers"))?;
             self.sweep_unfinished()?;
         }
-        Ok(())
+        self.templates().sweep()
     }
 
     /// Removes what was being made or removed when its process was killed. The caller has the lock of

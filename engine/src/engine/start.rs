@@ -33,6 +33,8 @@ pub struct Start {
 #[derive(Debug)]
 pub struct Started {
     connection: Connection,
+    /// What has come already.
+    received: Option<Message>,
     monitor: Pid,
 }
 
@@ -146,6 +148,7 @@ impl Engine {
         };
         Ok(Started {
             connection: Connection::new(ours),
+            received: None,
             monitor,
         })
     }
@@ -171,10 +174,28 @@ impl Engine {
 
 impl Started {
     /// Waits until the container is there and can be attached to, or it is clear that it will not be.
-    /// `false` if `other`, such as the signals of this process, can be read before that.
-    pub fn is_created_before(&self, other: BorrowedFd<'_>) -> Result<bool, Error> {
-        let waited = self.connection.wait_or(other);
-        waited.map_err(cannot("wait for the container's monitor"))
+    /// `false` if `other`, such as the signals of this process, can be read before that. What takes a while is told
+    /// to `progress`, a line each.
+    pub fn is_created_before(
+        &mut self,
+        other: BorrowedFd<'_>,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<bool, Error> {
+        loop {
+            let waited = self.connection.wait_or(other);
+            if !waited.map_err(cannot("wait for the container's monitor"))? {
+                return Ok(false);
+            }
+            let message = self.connection.receive();
+            match message.map_err(cannot("read from the container's monitor"))? {
+                Some(Message::Progress(line)) => progress(&line),
+                // The end of the monitor is found again by whoever reads on.
+                message => {
+                    self.received = message;
+                    return Ok(true);
+                }
+            }
+        }
     }
 
     /// Gives up a container whose program does not run yet, and waits until its sandbox is gone.
@@ -218,8 +239,12 @@ impl Started {
     }
 
     fn next(&mut self) -> Result<Message, Error> {
-        let message = self.connection.receive();
+        let message = match self.received.take() {
+            Some(message) => Ok(Some(message)),
+            None => self.connection.receive(),
+        };
         match message.map_err(cannot("read from the container's monitor"))? {
+            Some(Message::Progress(_)) => self.next(),
             Some(Message::Failed(failure)) => {
                 // It has nothing more to do than to end, and then all is in order again.
                 wait_end(self.monitor);

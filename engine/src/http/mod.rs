@@ -5,6 +5,7 @@ mod body;
 mod head;
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -116,6 +117,51 @@ pub fn open(
     send(&mut stream, method, target, "Connection: close\r\n", body)?;
     let (head, received) = read_head(&mut stream)?;
     Ok((head.status, Body::new(stream, received, &head)))
+}
+
+/// A question whose answer has not come yet. It can be read once the answer begins.
+#[derive(Debug)]
+pub struct Asked {
+    stream: UnixStream,
+}
+
+impl Asked {
+    /// Reads the whole answer.
+    pub fn answer(mut self) -> io::Result<Answer> {
+        let (head, received) = read_head(&mut self.stream)?;
+        read_answer(head.status, Body::new(self.stream, received, &head))
+    }
+}
+
+impl AsFd for Asked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+/// Asks, for whoever has something to watch until the answer comes.
+pub fn begin(mut stream: UnixStream, method: &str, target: &str, body: &str) -> io::Result<Asked> {
+    let headers = "Connection: close\r\n";
+    send(&mut stream, method, target, headers, body.as_bytes())?;
+    Ok(Asked { stream })
+}
+
+/// Asks on a connection that stays open, and reads the whole answer.
+pub fn ask_again(
+    stream: &mut UnixStream,
+    method: &str,
+    target: &str,
+    body: &str,
+) -> io::Result<Answer> {
+    send(stream, method, target, "", body.as_bytes())?;
+    let (head, received) = read_head(stream)?;
+    let mut bytes = Vec::new();
+    let body = Body::new(stream, received, &head);
+    body.take(MAX_ANSWER).read_to_end(&mut bytes)?;
+    Ok(Answer {
+        status: head.status,
+        body: bytes,
+    })
 }
 
 /// Sends a request whose body is all that `source` has, in chunks, and reads the whole answer.

@@ -55,25 +55,27 @@ impl Watch {
     /// that can be read from has ended, as it has nothing to say yet.
     pub fn wait(
         &self,
-        machine: &Machine,
-        fd: BorrowedFd<'_>,
+        machine: Option<&Machine>,
+        fd: Option<BorrowedFd<'_>>,
         command: Option<BorrowedFd<'_>>,
         until: Option<Instant>,
     ) -> Result<Event, Error> {
+        // Stands in for what there is none of.
+        let none = self.signals.as_fd();
+        let all = [
+            fd.unwrap_or(none),
+            none,
+            machine.map_or(none, AsFd::as_fd),
+            command.unwrap_or(none),
+        ];
         loop {
-            let mut fds = [
-                PollFd::from_borrowed_fd(fd, PollFlags::IN),
-                PollFd::new(&self.signals, PollFlags::IN),
-                PollFd::from_borrowed_fd(machine.as_fd(), PollFlags::IN),
-                // Where there is none, the first stands in for it.
-                PollFd::from_borrowed_fd(command.unwrap_or(fd), PollFlags::IN),
-            ];
+            let mut fds = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
             if !poll_until(&mut fds, until).map_err(cannot("wait for the sandbox"))? {
                 return Ok(Event::Nothing);
             }
             let [readable, signalled, ended, left] = fds.map(|fd| !fd.revents().is_empty());
             // What has been written counts, even if its writer has ended since.
-            if readable {
+            if readable && fd.is_some() {
                 return Ok(Event::Readable);
             }
             if signalled && matches!(self.signals.read_signal(), Ok(Some(_))) {
@@ -82,7 +84,7 @@ impl Watch {
             if left && command.is_some() {
                 return Ok(Event::CommandEnded);
             }
-            if ended {
+            if ended && machine.is_some() {
                 return Ok(Event::MachineEnded);
             }
         }

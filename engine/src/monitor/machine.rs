@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::agent::refused;
 use crate::error::{Error, cannot};
-use crate::process::wait_end;
+use crate::process::{ticks_of, wait_end};
 use crate::record::Files;
 use crate::volumes::staging;
 
@@ -54,6 +54,30 @@ impl Machine {
             Machine::Host(agent) => agent.error(),
         };
         error.unwrap_or_else(|| otherwise.to_owned())
+    }
+
+    /// Whether it has ended because somebody has killed it.
+    pub fn was_killed(&mut self) -> bool {
+        match self {
+            Machine::Vm(vmm) => vmm.ended().is_some_and(|status| status.code().is_none()),
+            Machine::Host(_) => false,
+        }
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_refused(&mut self) -> bool {
+        match self {
+            Machine::Vm(vmm) => vmm.ended().is_some_and(|status| status.code().is_some()),
+            Machine::Host(_) => false,
+        }
+    }
+
+    /// The time of processors that it has used, in the kernel's ticks.
+    pub fn ticks(&self) -> Option<u64> {
+        match self {
+            Machine::Vm(vmm) => ticks_of(vmm.child.id()),
+            Machine::Host(_) => None,
+        }
     }
 
     /// Waits for a moment whether it ends: its streams end before it.
@@ -100,8 +124,12 @@ impl Vmm {
         let _ = self.child.wait();
     }
 
+    fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
     fn error(&mut self, files: &Files, otherwise: &str) -> Option<String> {
-        let status = self.child.try_wait().ok().flatten()?;
+        let status = self.ended()?;
         let said = fs::read_to_string(files.complaints()).unwrap_or_default();
         let last = |prefix| {
             said.lines()

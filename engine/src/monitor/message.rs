@@ -21,6 +21,8 @@ const GO: u8 = b'g';
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Message {
+    /// Something that takes a while: a line for the user.
+    Progress(String),
     /// The container is there, and its program waits for the command to be attached.
     Created,
     /// The program runs.

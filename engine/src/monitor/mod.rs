@@ -7,9 +7,11 @@
 //! sandbox is up: whoever gets that lock knows that there is no monitor any more.
 
 mod events;
-mod machine;
+pub(crate) mod machine;
 mod message;
 mod sandbox;
+pub(crate) mod starting;
+mod warm;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,46 +1,43 @@
 //! One sandbox, from the start of its machine to its end.
 
-use std::env;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use bulkhead_agent::containers::rootfs::LastResort;
 use bulkhead_image::progress::Silent;
 use bulkhead_image::{Digest, Store};
 use bulkhead_protocol::frame::{Decoder, Kind, Part};
-use bulkhead_protocol::{
-    API_VERSION, CreateContainer, Exit, Lower, READY_PORT, Ready, Rootfs, Upper as GuestUpper,
-};
+use bulkhead_protocol::{CreateContainer, Exit, Lower, Rootfs, Upper as GuestUpper};
 use jiff::Timestamp;
 
 use super::Task;
 use super::events::{Event, Watch, watch_signals};
-use super::machine::{HostAgent, Machine, Vmm};
+use super::machine::{HostAgent, Machine};
 use super::message::{Message, may_go, tell};
+use super::starting::{Obstacle, Starting, record_processes};
 use crate::agent::{Agent, Attach, printable};
 use crate::cgroup;
 use crate::error::{Error, Failure, cannot};
 use crate::http::Upgraded;
 use crate::layout::Layout;
 use crate::log::{Stream, Writer};
-use crate::process::Process;
-use crate::record::{Config, Files, Isolation, Processes, State, Status, Upper};
+use crate::record::{Config, Files, Isolation, State, Status, Upper};
 use crate::spec;
-use crate::vm::{self, IMAGE_SERIAL, UPPER_SERIAL};
+use crate::templates;
+use crate::vm::{IMAGE_SERIAL, UPPER_SERIAL};
 use crate::volumes::Attached;
 
-/// How long a guest may take to boot. `BULKHEAD_BOOT_TIMEOUT` (seconds) replaces it.
-const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// Exit code of a program that was killed with its machine.
 const KILLED: u8 = 128 + 9;
 
 /// Why a sandbox ends before its time.
 const MACHINE_ENDED: &str = "its machine ended";
-const TOLD_TO_END: &str = "its monitor was told to end";
-const COMMAND_ENDED: &str = "the command that started it has ended";
+/// Why it ends when its monitor gets a signal.
+pub const TOLD_TO_END: &str = "its monitor was told to end";
+/// Why it ends when nobody wants it any more.
+pub const COMMAND_ENDED: &str = "the command that started it has ended";
 
 /// A sandbox that is up.
 pub struct Sandbox<'a> {
@@ -67,6 +64,19 @@ impl<'a> Sandbox<'a> {
         let mut volumes = Attached::open(config, files, layout)?;
         let log = Writer::open(&files.log()).map_err(cannot("open the container's log"))?;
         let watch = Watch::new(watch_signals()?);
+        let up = match config.isolation {
+            Isolation::Vm => {
+                let starting = Starting {
+                    config,
+                    files,
+                    layout,
+                    watch: &watch,
+                    command,
+                };
+                Some(machine(&starting, &mut volumes)?)
+            }
+            Isolation::Container => None,
+        };
         let wanted = CreateContainer {
             id: config.id.clone(),
             spec: volumes.complete(&config.spec),
@@ -77,22 +87,15 @@ impl<'a> Sandbox<'a> {
             init: config.init,
         };
         let agent = Agent::at(&files.api());
-        let (machine, stream) = match config.isolation {
-            Isolation::Vm => {
-                let ready = listen_for_guest(files)?;
-                let child = vm::spawn(config, files, &volumes)?;
-                let pid = child.id();
-                let mut machine = Machine::Vm(Vmm::watch(child)?);
-                record_processes(files, pid)?;
-                // The guest boots meanwhile.
-                wait_ready(&watch, &mut machine, &ready, command, files)?;
+        let (machine, stream) = match up {
+            Some(mut machine) => {
                 let attached = agent
                     .create(&wanted)
                     .and_then(|_| agent.attach(&config.id, Attach { stdin: false }));
                 let stream = attached.map_err(|e| explain(e, &mut machine, files))?;
                 (machine, stream)
             }
-            Isolation::Container => {
+            None => {
                 let is_rootless = config.tree.is_some();
                 let group = cgroup::of_new(files, &config.id, is_rootless)?;
                 if is_rootless && group.is_none() && has_limits(config) {
@@ -190,7 +193,8 @@ impl<'a> Sandbox<'a> {
     }
 
     fn wait_for(&self, fd: impl AsFd) -> Result<Event, Error> {
-        self.watch.wait(&self.machine, fd.as_fd(), None, None)
+        let (machine, fd) = (Some(&self.machine), Some(fd.as_fd()));
+        self.watch.wait(machine, fd, None, None)
     }
 
     fn record(&self, state: &State) -> Result<(), Error> {
@@ -282,19 +286,23 @@ fn ended(text: &[u8], error: Option<String>) -> Exit {
     exit
 }
 
-/// Where the guest's agent says that it is there.
-fn listen_for_guest(files: &Files) -> Result<UnixListener, Error> {
-    let ready = files.sandbox.join(format!("vsock.sock_{READY_PORT}"));
-    UnixListener::bind(&ready).map_err(cannot(format!("listen on {}", ready.display())))
-}
-
-/// Writes down this process, and the one that ends the container when it is killed.
-fn record_processes(files: &Files, pid: u32) -> Result<(), Error> {
-    let processes = Process::this().and_then(|monitor| {
-        let vmm = Process::with_pid(i32::try_from(pid).unwrap_or_default())?;
-        files.write_processes(&Processes { monitor, vmm })
-    });
-    processes.map_err(cannot("record the sandbox's processes"))
+/// The container's virtual machine: restored if that is wanted and can be done, else booted.
+fn machine(starting: &Starting<'_>, volumes: &mut Attached) -> Result<Machine, Error> {
+    if templates::is_wanted(starting.config) {
+        let template = starting.template(volumes);
+        let has_template = template.is_ok();
+        match template.and_then(|template| starting.restore(volumes, template)) {
+            Ok(machine) => return Ok(machine),
+            Err(Obstacle::Over(error)) => return Err(error),
+            // For whoever wonders why it took long; the container is none the worse for it.
+            Err(Obstacle::Failed(why)) => eprintln!("bulkhead: booting, not restoring: {why}"),
+        }
+        if has_template {
+            // A file server serves one machine, and may have seen that one.
+            volumes.reopen(starting.config, starting.files, starting.layout)?;
+        }
+    }
+    starting.boot(volumes)
 }
 
 /// What the container's root is made of.
@@ -352,53 +360,9 @@ fn last_resort(config: &Config, layout: &Layout) -> LastResort {
     })
 }
 
-/// Waits until the guest's agent says that it is there.
-fn wait_ready(
-    watch: &Watch,
-    machine: &mut Machine,
-    listener: &UnixListener,
-    command: &UnixStream,
-    files: &Files,
-) -> Result<(), Error> {
-    let limit = env::var("BULKHEAD_BOOT_TIMEOUT")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .map_or(BOOT_LIMIT, Duration::from_secs);
-    let until = Some(Instant::now() + limit);
-    let why = match watch.wait(machine, listener.as_fd(), Some(command.as_fd()), until)? {
-        Event::Readable => return read_ready(listener, limit),
-        Event::MachineEnded => machine.error(files, "its machine ended while it booted"),
-        Event::Stop => TOLD_TO_END.to_owned(),
-        Event::CommandEnded => COMMAND_ENDED.to_owned(),
-        Event::Nothing => format!(
-            "its guest has not booted in {} seconds: set BULKHEAD_BOOT_TIMEOUT to allow more",
-            limit.as_secs()
-        ),
-    };
-    Err(not_started(&why))
-}
-
-fn not_started(why: &str) -> Error {
+/// Why a container does not run.
+pub fn not_started(why: &str) -> Error {
     Error::Invalid(format!("cannot start the container: {why}"))
-}
-
-/// Reads the agent's line, which a hostile guest may never end.
-fn read_ready(listener: &UnixListener, limit: Duration) -> Result<(), Error> {
-    let line = listener.accept().and_then(|(stream, _)| {
-        stream.set_read_timeout(Some(limit))?;
-        let mut line = String::new();
-        BufReader::new(stream.take(64 << 10)).read_line(&mut line)?;
-        Ok(serde_json::from_str::<Ready<'static>>(&line)?)
-    });
-    let ready = line.map_err(cannot("read what the guest's agent reports"))?;
-    if ready.api == API_VERSION {
-        return Ok(());
-    }
-    Err(Error::Invalid(format!(
-        "the guest's agent speaks version {} of the API, not {API_VERSION}: its image \
-         (BULKHEAD_AGENT_IMAGE) is of another Bulkhead",
-        ready.api
-    )))
 }
 
 /// An error that may well be the machine's end.

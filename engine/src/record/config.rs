@@ -35,6 +35,9 @@ pub struct Config {
     pub volumes: Vec<VolumeMount>,
     /// Its virtual machine, if it has one.
     pub machine: Machine,
+    /// Whether its machine boots even if it could be restored from a template.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cold: bool,
     /// Whether its standard input is a stream.
     pub stdin: bool,
     /// Whether its first process is one that reaps, and its program that one's child.

@@ -57,6 +57,10 @@ impl Files {
     pub fn control(&self) -> PathBuf {
         self.sandbox.join("control.sock")
     }
+    /// The sockets of the machine that becomes a template, while it does.
+    pub fn template_sockets(&self) -> PathBuf {
+        self.sandbox.join("template")
+    }
     /// The file server's socket.
     pub fn file_server(&self) -> PathBuf {
         self.sandbox.join("files.sock")

@@ -109,6 +109,20 @@ impl Attached {
         Ok(attached)
     }
 
+    /// Begins anew for another machine, if what serves this one serves no other.
+    pub fn reopen(&mut self, config: &Config, files: &Files, layout: &Layout) -> Result<(), Error> {
+        if self.shares.is_empty() {
+            return Ok(());
+        }
+        // The locks must be free, and the server gone, before they can be had again.
+        *self = Attached::default();
+        // What is not there need not go.
+        let _ = fs::remove_file(files.file_server());
+        let _ = fs::remove_dir(files.shared());
+        *self = Self::open(config, files, layout)?;
+        Ok(())
+    }
+
     /// A volume that is a disk, for this machine alone.
     fn add_disk(&mut self, wanted: &VolumeMount, volume: &Named, fill: bool) -> Result<(), Error> {
         self.locks.push(volume.take()?);

@@ -85,7 +85,7 @@ const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 
 /// Adds bytes to the kernel's random numbers, believes them to be random through and through, and has
 /// what is handed out from now on depend on them.
-fn trust_entropy(bytes: &[u8]) -> io::Result<()> {
+pub(super) fn trust_entropy(bytes: &[u8]) -> io::Result<()> {
     let mut pool = RandPoolInfo {
         // Both at most 8 * MAX_BYTES.
         entropy_count: (bytes.len() * 8) as libc::c_int,

@@ -1,12 +1,13 @@
 //! The API: from a request to its answer. `docs/api.md` is its description.
 //!
-//! [`route`] knows the paths; the answers are given by their subjects, [`machine`], [`network`],
+//! [`route`] knows the paths; the answers are given by their subjects, [`machine`], [`restored`], [`network`],
 //! [`containers`], [`execs`] and [`files`](crate::files).
 
 pub mod containers;
 pub mod execs;
 pub mod machine;
 pub mod network;
+pub mod restored;
 pub mod route;
 pub mod stats;
 
@@ -101,6 +102,7 @@ impl Asked<'_> {
             Route::Clock if method == "PUT" => guest.set_clock(body),
             Route::Clock => guest.clock(),
             Route::Entropy => guest.add_entropy(body),
+            Route::Restored => guest.restored(body),
             Route::Events => guest.events(),
             Route::Interfaces => network::interfaces(),
             Route::Interface(name) if method == "PUT" => network::set_interface(name, body),
@@ -259,6 +261,7 @@ mod tests {
             ("POST", "/v1/health", "GET, HEAD"),
             ("get", "/v1/info", "GET, HEAD"),
             ("GET", "/v1/shutdown", "POST"),
+            ("POST", "/v1/restored", "PUT"),
         ] {
             let response = ask(guest, method, path, b"");
             assert_eq!((response.status, response.allow), (405, Some(allow)));
@@ -297,6 +300,38 @@ mod tests {
             );
         }
         assert_eq!(guest.shutdown(), None);
+    }
+
+    #[test]
+    fn restored_when_it_is_not_for_this_guest_or_none_then_refused_and_nothing_happens() {
+        let guest = &mut guest();
+        for (body, status) in [
+            (&b"{}"[..], 400),
+            (b"[", 400),
+            (br#"{"asleep_ns": -1, "entropy": ""}"#, 400),
+            (br#"{"asleep_ns": 1, "entropy": "AA=="}"#, 422),
+        ] {
+            assert_eq!(ask(guest, "PUT", "/v1/restored", body).status, status);
+        }
+        assert_eq!(guest.restored, None);
+        guest.owns_machine = false;
+        let response = ask(guest, "PUT", "/v1/restored", b"{}");
+        assert_eq!(
+            (response.status, code(&response)),
+            (409, ErrorCode::Conflict)
+        );
+    }
+
+    #[test]
+    fn restored_when_told_the_same_again_then_nothing_is_done_twice() {
+        let guest = &mut guest();
+        guest.restored = Some(bulkhead_protocol::Restored {
+            asleep_ns: u64::MAX,
+            entropy: "AA==".into(),
+            windows: vec![1],
+        });
+        let again = serde_json::to_vec(&guest.restored).expect("JSON");
+        assert_eq!(ask(guest, "PUT", "/v1/restored", &again).status, 200);
     }
 
     #[test]

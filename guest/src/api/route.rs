@@ -11,6 +11,7 @@ pub enum Route<'a> {
     Shutdown,
     Clock,
     Entropy,
+    Restored,
     Events,
     Interfaces,
     Interface(&'a str),
@@ -43,6 +44,7 @@ impl<'a> Route<'a> {
             path::SHUTDOWN => Route::Shutdown,
             path::CLOCK => Route::Clock,
             path::ENTROPY => Route::Entropy,
+            path::RESTORED => Route::Restored,
             path::EVENTS => Route::Events,
             path::INTERFACES => Route::Interfaces,
             path::ROUTES => Route::Routes,
@@ -94,7 +96,11 @@ impl<'a> Route<'a> {
     /// has to itself.
     pub fn is_of_machine(self, method: &str) -> bool {
         match self {
-            Route::Entropy | Route::Interfaces | Route::Interface(_) | Route::Routes => true,
+            Route::Entropy
+            | Route::Restored
+            | Route::Interfaces
+            | Route::Interface(_)
+            | Route::Routes => true,
             Route::Clock => method == "PUT",
             _ => false,
         }
@@ -113,6 +119,7 @@ impl<'a> Route<'a> {
             | Route::ExecWait(..) => "GET, HEAD",
             Route::Clock | Route::Routes | Route::Interface(_) => "GET, HEAD, PUT",
             Route::Files(_) => "GET, PUT",
+            Route::Restored => "PUT",
             // Its answer has no end, and so no length.
             Route::Events => "GET",
             Route::Containers => "GET, HEAD, POST",
@@ -149,6 +156,7 @@ mod tests {
     fn path_when_it_is_one_then_found_with_its_names() {
         for (text, route) in [
             ("/v1/health", Route::Health),
+            ("/v1/restored", Route::Restored),
             ("/v1/interfaces/eth0", Route::Interface("eth0")),
             ("/v1/containers", Route::Containers),
             ("/v1/containers/a", Route::Container("a")),

@@ -29,3 +29,4 @@ mod snapshot;
 mod terminal;
 mod volumes;
 mod vsock;
+mod warm;

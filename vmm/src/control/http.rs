@@ -105,9 +105,17 @@ impl Reply {
 
     /// An error, and a sentence that says what to do.
     pub fn error(status: u16, message: impl Into<String>) -> Self {
+        // As the agent's API has it.
+        let code = match status {
+            404 => "not_found",
+            405 => "method_not_allowed",
+            409 => "conflict",
+            413 => "payload_too_large",
+            _ => "bad_request",
+        };
         Reply {
             status,
-            body: Some(serde_json::json!({ "message": message.into() })),
+            body: Some(serde_json::json!({ "code": code, "message": message.into() })),
         }
     }
 

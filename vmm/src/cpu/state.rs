@@ -77,6 +77,10 @@ pub struct VcpuState {
     debug_regs: kvm_debugregs,
     #[serde(with = "plain")]
     events: kvm_vcpu_events,
+    /// How long until the local APIC's timer is due in its TSC-deadline mode, in ticks of the TSC, below zero
+    /// if it is: where the guest's TSC is the host's and goes on whatever we write, so that the deadline has to
+    /// be moved. `None` if it is not set.
+    due_in: Option<i64>,
     /// `None` where KVM cannot say.
     tsc_khz: Option<u32>,
 }
@@ -85,6 +89,7 @@ pub struct VcpuState {
 #[derive(Debug, Clone)]
 pub struct Inventory {
     msrs: Vec<u32>,
+    moves_deadline: bool,
     xsave_size: usize,
     has_xsave2: bool,
 }
@@ -97,7 +102,8 @@ impl Inventory {
             .map_err(|e| VcpuStateError::Msrs(MsrError::List(e)))?;
         let mut msrs: Vec<u32> = listed.as_slice().to_vec();
         // Without VMX or SVM the guest's TSC is the host's: it goes on whatever we write.
-        if kind == HostKind::SoftwareAssisted {
+        let moves_deadline = kind == HostKind::SoftwareAssisted;
+        if moves_deadline {
             msrs.retain(|msr| ![IA32_TSC, IA32_TSC_ADJUST, IA32_TSC_DEADLINE].contains(msr));
         }
         // The deadline is set when the time that it is in is, and the timer's mode comes with the APIC.
@@ -105,9 +111,37 @@ impl Inventory {
         let xsave2_size = usize::try_from(kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         Ok(Inventory {
             msrs,
+            moves_deadline,
             xsave_size: xsave2_size.clamp(XSAVE_SIZE, MAX_XSAVE_SIZE),
             has_xsave2: xsave2_size != 0,
         })
+    }
+
+    /// See [`VcpuState::due_in`].
+    fn due_in(&self, vcpu: &VcpuFd) -> Result<Option<i64>, VcpuStateError> {
+        if !self.moves_deadline {
+            return Ok(None);
+        }
+        let values = msrs::get_msrs(vcpu, &[IA32_TSC_DEADLINE, IA32_TSC])?;
+        Ok(match (value(&values, IA32_TSC_DEADLINE), value(&values, IA32_TSC)) {
+            (Some(deadline @ 1..), Some(now)) => Some(deadline.wrapping_sub(now) as i64),
+            _ => None,
+        })
+    }
+
+    /// Sets the timer that was due after so many ticks.
+    fn set_due_in(&self, vcpu: &VcpuFd, ticks: i64) -> Result<(), VcpuStateError> {
+        let values = msrs::get_msrs(vcpu, &[IA32_TSC])?;
+        if let Some(now) = value(&values, IA32_TSC) {
+            let deadline = kvm_msr_entry {
+                index: IA32_TSC_DEADLINE,
+                // One that is due already is at once.
+                data: now.saturating_add_signed(ticks.max(1)),
+                ..Default::default()
+            };
+            msrs::set_msrs(vcpu, &[deadline])?;
+        }
+        Ok(())
     }
 
     fn get_xsave(&self, vcpu: &VcpuFd) -> io::Result<Vec<u8>> {
@@ -134,6 +168,11 @@ impl Inventory {
             _ => Err(VcpuStateError::Xsave("set", io::Error::last_os_error())),
         }
     }
+}
+
+fn value(entries: &[kvm_msr_entry], index: u32) -> Option<u64> {
+    let entry = entries.iter().find(|entry| entry.index == index);
+    entry.map(|entry| entry.data)
 }
 
 impl VcpuState {
@@ -166,6 +205,7 @@ impl VcpuState {
             events: vcpu
                 .get_vcpu_events()
                 .map_err(cannot("read the pending events"))?,
+            due_in: inventory.due_in(vcpu)?,
             tsc_khz: vcpu.get_tsc_khz().ok(),
         })
     }
@@ -211,6 +251,11 @@ impl VcpuState {
             .copied()
             .collect();
         let refused = msrs::set_msrs(vcpu, &known)?;
+        if let Some(ticks) = self.due_in
+            && inventory.moves_deadline
+        {
+            inventory.set_due_in(vcpu, ticks)?;
+        }
         // Last: setting registers drops what is queued.
         vcpu.set_vcpu_events(&self.events)
             .map_err(cannot("set the pending events"))?;

@@ -1,0 +1,218 @@
+//! Restoring a sandbox's machine: a clone of a template that has booted already.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bulkhead_protocol::{Restored, path};
+use serde::Deserialize;
+
+use super::machine::Machine;
+use super::starting::{Obstacle, Starting, Waited, boot_limit, remove_sockets};
+use crate::agent::{self, Agent};
+use crate::error::{Error, cannot};
+use crate::http::{self, Answer};
+use crate::names;
+use crate::templates::{Busy, Ingredients, Template, Templates, Unmade, make};
+use crate::vm::{self, Launch, SPARE_SLOTS, Sockets};
+use crate::volumes::Attached;
+
+/// Between two looks at what is about to be there, where nothing tells that it is.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// The same, where it takes as long as a boot.
+const LOOK_FOR_TEMPLATE: Duration = Duration::from_millis(20);
+/// What part of the time for a boot a restored guest gets to answer. It takes much less.
+const PART_OF_BOOT: u32 = 5;
+/// How long an answer of the VMM may take, which has nothing to wait for.
+const CONTROL_LIMIT: Duration = Duration::from_secs(10);
+/// Random bytes for a clone: more than its kernel's generator takes at a time.
+const ENTROPY: usize = 64;
+
+/// What the VMM says of a restored machine.
+#[derive(Deserialize)]
+struct Vm {
+    restored: Asleep,
+}
+
+#[derive(Deserialize)]
+struct Asleep {
+    asleep_ns: u64,
+}
+
+impl Starting<'_> {
+    /// Restores the container's machine from a template, up to an agent that knows that it is in a clone. When it
+    /// fails nothing of it is left but what file servers may have noticed.
+    pub fn restore(&self, volumes: &Attached, template: Template) -> Result<Machine, Obstacle> {
+        let cid = random_cid()?;
+        let clone = vm::describe_clone(self.config, self.files, volumes, cid);
+        let (document, windows) = clone.map_err(Error::from)?;
+        let snapshot = template.snapshot();
+        let launch = Launch {
+            restore: Some(&snapshot),
+            console: &self.files.console(),
+            complaints: &self.files.complaints(),
+        };
+        let mut machine = self.watch_vmm(launch.start(&document)?)?;
+        match self.wake(&mut machine, windows) {
+            Ok(()) => Ok(machine),
+            Err(obstacle) => {
+                // A machine that somebody has killed says nothing about the template.
+                let is_killed = machine.was_killed();
+                drop(machine);
+                remove_sockets(&Sockets::of(self.files));
+                if let Obstacle::Failed(_) = obstacle
+                    && !is_killed
+                {
+                    Templates::of(self.layout).remove_bad(template)?;
+                }
+                Err(obstacle)
+            }
+        }
+    }
+
+    /// The template of this container's machine, made if it is not there.
+    pub fn template(&self, volumes: &Attached) -> Result<Template, Obstacle> {
+        let devices = vm::devices(self.config, self.files, volumes);
+        if devices > SPARE_SLOTS {
+            return Err(Obstacle::Failed(format!(
+                "it has {devices} devices of its own, and a clone has room for {SPARE_SLOTS}"
+            )));
+        }
+        let templates = Templates::of(self.layout);
+        let key = Ingredients::of(self.config.machine)?.key()?;
+        let until = Instant::now() + 2 * boot_limit();
+        let mut is_told = false;
+        loop {
+            if let Some(why) = templates.recent_failure(&key) {
+                let why = format!("its template could not be made a while ago: {why}");
+                return Err(Obstacle::Failed(why));
+            }
+            let made = |folder: &Path| {
+                self.progress("Making a template of the virtual machine (once for this shape)...");
+                make(self, folder).map_err(|obstacle| match obstacle {
+                    Unmade::For(why) => {
+                        templates.note_failure(&key, &why);
+                        Obstacle::Failed(format!("cannot make a template: {why}"))
+                    }
+                    Unmade::Now(obstacle) => obstacle,
+                })
+            };
+            match templates.obtain(&key, made)? {
+                Ok(template) => return Ok(template),
+                Err(Busy) if Instant::now() >= until => {
+                    let why = "another command does not get its template made";
+                    return Err(Obstacle::Failed(why.to_owned()));
+                }
+                Err(Busy) => {}
+            }
+            if !is_told {
+                is_told = true;
+                self.progress("Waiting for the template of the virtual machine...");
+            }
+            self.wait(None, None, Instant::now() + LOOK_FOR_TEMPLATE)?;
+        }
+    }
+
+    /// Has the agent of a machine that is being restored learn what it cannot know.
+    fn wake(&self, machine: &mut Machine, windows: Vec<u32>) -> Result<(), Obstacle> {
+        let until = Instant::now() + boot_limit() / PART_OF_BOOT;
+        let sockets = Sockets::of(self.files);
+        let asleep_ns = loop {
+            let answer = http::ask(&sockets.control, "GET", "/v1/vm", "", CONTROL_LIMIT);
+            match answer {
+                Ok(answer) => break asleep_ns(&answer)?,
+                // Not there yet.
+                Err(_) => self.look_again(machine, until)?,
+            }
+        };
+        let mut entropy = [0; ENTROPY];
+        names::random(&mut entropy).map_err(cannot("get random numbers"))?;
+        let restored = Restored {
+            asleep_ns,
+            entropy: STANDARD.encode(entropy).into(),
+            windows,
+        };
+        let body = serde_json::to_string(&restored).map_err(cannot("ask the agent"))?;
+        let agent = Agent::at(&sockets.api);
+        loop {
+            let asked = agent.connect().and_then(|stream| {
+                http::begin(stream, "PUT", path::RESTORED, &body)
+                    .map_err(cannot("talk to the guest's agent"))
+            });
+            if let Ok(asked) = asked {
+                match self.wait(Some(machine), Some(asked.as_fd()), until)? {
+                    Waited::Readable => {
+                        // A connection that comes before the guest has noticed that it is somebody else now is cut
+                        // off. It can be told again: the same a second time is nothing to it.
+                        if let Ok(answer) = asked.answer() {
+                            agent::check(answer)?;
+                            return Ok(());
+                        }
+                    }
+                    Waited::MachineEnded => return Err(self.ended(machine)),
+                    Waited::Nothing => {}
+                }
+            }
+            self.look_again(machine, until)?;
+        }
+    }
+
+    /// Waits for a moment, if there is one left.
+    fn look_again(&self, machine: &mut Machine, until: Instant) -> Result<(), Obstacle> {
+        if Instant::now() >= until {
+            let why = "the restored guest does not answer";
+            return Err(Obstacle::Failed(why.to_owned()));
+        }
+        match self.wait(Some(machine), None, Instant::now() + LOOK_AGAIN)? {
+            Waited::MachineEnded => Err(self.ended(machine)),
+            _ => Ok(()),
+        }
+    }
+
+    fn ended(&self, machine: &mut Machine) -> Obstacle {
+        Obstacle::Failed(machine.error(self.files, "its restored machine ended"))
+    }
+}
+
+fn asleep_ns(answer: &Answer) -> Result<u64, Error> {
+    let vm: Vm = serde_json::from_slice(&answer.body).map_err(cannot("understand the VMM"))?;
+    Ok(vm.restored.asleep_ns)
+}
+
+/// An address on the vsock that no other clone has, as far as chance goes. 0 to 2 and the last one are taken.
+fn random_cid() -> Result<u32, Error> {
+    loop {
+        let mut bytes = [0; 4];
+        names::random(&mut bytes).map_err(cannot("get random numbers"))?;
+        let cid = u32::from_le_bytes(bytes);
+        if (3..u32::MAX).contains(&cid) {
+            return Ok(cid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_when_random_is_one_that_a_guest_can_have() {
+        let cids: Vec<u32> = (0..100).filter_map(|_| random_cid().ok()).collect();
+        assert_eq!(cids.len(), 100);
+        assert!(cids.iter().all(|cid| (3..u32::MAX).contains(cid)));
+        assert!(cids.iter().any(|cid| *cid != cids[0]));
+    }
+
+    #[test]
+    fn machine_when_it_was_not_restored_has_no_sleep_to_tell_of() {
+        let answer = |body: &str| Answer {
+            status: 200,
+            body: body.into(),
+        };
+        let vm = r#"{"state": "running", "restored": {"asleep_ns": 7}}"#;
+        assert_eq!(asleep_ns(&answer(vm)).ok(), Some(7));
+        asleep_ns(&answer(r#"{"state": "running"}"#)).expect_err("it has booted");
+    }
+}
