@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use bulkhead_test_guest::PORT;
 use bulkhead_tests::artifacts;
 use bulkhead_tests::guest::{Guest, checksum};
 use bulkhead_tests::lane::{Lane, patience};
@@ -315,7 +314,6 @@ fn vm_when_saved_and_restored_again_and_again_under_load_then_nothing_is_lost() 
         assert_eq!(guest.ask(json!({"op": "cpus"})).count, 2);
         fs::remove_dir_all(&snapshot).expect("remove");
     }
-    let mut last = guest.vm.connect(PORT);
-    last.write_all(b"{\"op\":\"poweroff\"}\n").expect("ask");
+    guest.ask(json!({"op": "poweroff"}));
     guest.vm.expect_exit(0);
 }
