@@ -9,6 +9,9 @@ const MAX_SOCKET_PATH: usize = 107;
 /// The longest name of a file in a sandbox's folder that is a socket.
 const LONGEST_SOCKET: &str = "vsock.sock_1025";
 
+/// Names the folder of templates, where that is not the root's.
+const TEMPLATES_VARIABLE: &str = "BULKHEAD_TEMPLATES";
+
 /// The folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -79,9 +82,13 @@ impl Layout {
         self.root.join("volumes")
     }
 
-    /// The virtual machines that others are restored from.
+    /// The virtual machines that others are restored from. Several roots can share them by a variable of the
+    /// environment.
     pub fn templates(&self) -> PathBuf {
-        self.root.join("templates")
+        env::var_os(TEMPLATES_VARIABLE)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+            .unwrap_or_else(|| self.root.join("templates"))
     }
 
     /// What is being made or removed. What lies here while nobody holds the [lock](Self::lock) is the

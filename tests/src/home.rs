@@ -1,8 +1,9 @@
 //! A Bulkhead of a test's own: a root with an image in it, and everything that is done there.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -41,6 +42,27 @@ const APPLETS: [&str; 23] = [
 #[derive(Debug)]
 pub struct Home {
     dir: TempDir,
+    has_own_templates: bool,
+}
+
+/// Where the tests of this process have their templates in common: each takes as long as several boots.
+fn shared_templates() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    extern "C" fn remove() {
+        if let Some(folder) = FOLDER.get() {
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+    FOLDER.get_or_init(|| {
+        let folder = tempfile::Builder::new()
+            .prefix("bulkhead-test-templates-")
+            .tempdir()
+            .expect("make a folder")
+            .keep();
+        // SAFETY: the function is there as long as the program, and uses nothing that goes before it does.
+        unsafe { libc::atexit(remove) };
+        folder
+    })
 }
 
 impl Home {
@@ -50,7 +72,16 @@ impl Home {
             .prefix("bulkhead-test-")
             .tempdir()
             .expect("make a folder");
-        Home { dir }
+        Home {
+            dir,
+            has_own_templates: false,
+        }
+    }
+
+    /// The same, with its templates under its own root.
+    pub fn with_own_templates(mut self) -> Self {
+        self.has_own_templates = true;
+        self
     }
 
     /// One with the image `busybox`.
@@ -82,6 +113,9 @@ impl Home {
             .env("BULKHEAD_ROOT", self.root())
             .env("BULKHEAD_BOOT_TIMEOUT", patience().as_secs().to_string())
             .stdin(Stdio::null());
+        if !self.has_own_templates {
+            command.env("BULKHEAD_TEMPLATES", shared_templates());
+        }
         command
     }
 

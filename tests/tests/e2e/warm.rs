@@ -82,7 +82,7 @@ fn clock_ahead(home: &Home, container: &str) -> i128 {
 
 #[test]
 fn clones_when_two_run_then_of_one_template_and_nobody_takes_one_for_the_other() {
-    let home = Home::with_busybox();
+    let home = Home::with_busybox().with_own_templates();
     start(&home, "first", &[]);
     let first = template(&home);
     let inode = fs::metadata(&first).expect("stat").ino();
@@ -135,7 +135,7 @@ fn clones_when_two_run_then_of_one_template_and_nobody_takes_one_for_the_other()
 
 #[test]
 fn machine_when_it_is_to_be_cold_then_boots_and_makes_no_template() {
-    let home = Home::with_busybox();
+    let home = Home::with_busybox().with_own_templates();
     start(&home, "cold", &["--cold"]);
     assert!(!is_restored(&home, "cold"));
     home.expect(&["rm", "--force", "cold"]);
@@ -151,7 +151,7 @@ fn machine_when_it_is_to_be_cold_then_boots_and_makes_no_template() {
 
 #[test]
 fn clone_when_it_has_limits_a_disk_and_volumes_then_all_of_them_hold() {
-    let home = Home::with_busybox();
+    let home = Home::with_busybox().with_own_templates();
     let host = tempfile::tempdir().expect("make a folder");
     fs::write(host.path().join("given"), "from the host\n").expect("write");
     let folder = format!("{}:/host:ro", host.path().display());
@@ -188,7 +188,7 @@ fn clone_when_it_has_limits_a_disk_and_volumes_then_all_of_them_hold() {
 
 #[test]
 fn runs_when_many_race_for_the_first_template_then_one_is_made_and_all_succeed() {
-    let home = Home::with_busybox();
+    let home = Home::with_busybox().with_own_templates();
     let runs: Vec<_> = (0..Lane::pick(4, 20))
         .map(|n| {
             let n = n.to_string();
@@ -226,7 +226,7 @@ fn kill(home: &Home, needle: &str) -> bool {
 fn maker_of_a_template_when_killed_then_the_next_run_makes_it() {
     let mut random = Random::new("maker_of_a_template_when_killed");
     for victim in ["\0monitor\0", "bulkhead-vmm"] {
-        let home = Home::with_busybox();
+        let home = Home::with_busybox().with_own_templates();
         let mut run = home.spawn(&["run", "--rm", "busybox", "true"], |command| {
             command.stdout(Stdio::null()).stderr(Stdio::null());
         });
@@ -247,7 +247,7 @@ fn maker_of_a_template_when_killed_then_the_next_run_makes_it() {
 
 #[test]
 fn template_when_damaged_then_runs_succeed_and_it_is_replaced() {
-    let home = Home::with_busybox();
+    let home = Home::with_busybox().with_own_templates();
     home.expect(&["run", "--rm", "busybox", "true"]);
     for name in ["state.json", "memory"] {
         let path = template(&home).join("snapshot").join(name);

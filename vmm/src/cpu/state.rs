@@ -29,6 +29,9 @@ const IA32_TSC: u32 = 0x10;
 const IA32_TSC_ADJUST: u32 = 0x3b;
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 
+/// In the type of a task state segment (AMD APM 2, 4.8.3).
+const TASK_STATE_BUSY: u8 = 2;
+
 /// Why a vCPU's state could not be taken or set.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuStateError {
@@ -123,10 +126,12 @@ impl Inventory {
             return Ok(None);
         }
         let values = msrs::get_msrs(vcpu, &[IA32_TSC_DEADLINE, IA32_TSC])?;
-        Ok(match (value(&values, IA32_TSC_DEADLINE), value(&values, IA32_TSC)) {
-            (Some(deadline @ 1..), Some(now)) => Some(deadline.wrapping_sub(now) as i64),
-            _ => None,
-        })
+        Ok(
+            match (value(&values, IA32_TSC_DEADLINE), value(&values, IA32_TSC)) {
+                (Some(deadline @ 1..), Some(now)) => Some(deadline.wrapping_sub(now) as i64),
+                _ => None,
+            },
+        )
     }
 
     /// Sets the timer that was due after so many ticks.
@@ -210,6 +215,11 @@ impl VcpuState {
         })
     }
 
+    fn is_amd(&self) -> bool {
+        let vendor = self.cpuid.iter().find(|leaf| leaf.function == 0);
+        vendor.is_some_and(|leaf| matches!(&leaf.ebx.to_le_bytes(), b"Auth" | b"Hygo"))
+    }
+
     /// Its CPUID.
     pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
         &self.cpuid
@@ -236,7 +246,13 @@ impl VcpuState {
             .map_err(cannot("set the run state"))?;
         vcpu.set_regs(&self.regs)
             .map_err(cannot("set the registers"))?;
-        vcpu.set_sregs(&self.sregs)
+        let mut sregs = self.sregs;
+        if kind == HostKind::Hardware && self.is_amd() {
+            // KVM adds what AMD-V does not show, that the task state is in use. Where that processor is
+            // emulated (QEMU 7 to 10), programs lose the ports they may use if it is told back.
+            sregs.tr.type_ &= !TASK_STATE_BUSY;
+        }
+        vcpu.set_sregs(&sregs)
             .map_err(cannot("set the system registers"))?;
         vcpu.set_xcrs(&self.xcrs).map_err(cannot("set XCR0"))?;
         inventory.set_xsave(vcpu, &self.xsave)?;
