@@ -37,8 +37,8 @@ pub fn advance(ns: u64) -> io::Result<()> {
     let mut step: libc::timex = unsafe { std::mem::zeroed() };
     step.modes = libc::ADJ_SETOFFSET | libc::ADJ_NANO;
     // Below 2^35, and below 10^9. With ADJ_NANO the field for microseconds has nanoseconds.
-    step.time.tv_sec = (ns / NS_PER_S) as libc::time_t;
-    step.time.tv_usec = (ns % NS_PER_S) as libc::suseconds_t;
+    step.time.tv_sec = (ns / NS_PER_S) as _;
+    step.time.tv_usec = (ns % NS_PER_S) as _;
     // SAFETY: clock_adjtime reads and writes the timex, which lives through the call.
     if unsafe { libc::clock_adjtime(libc::CLOCK_REALTIME, &raw mut step) } >= 0 {
         return Ok(());

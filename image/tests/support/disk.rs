@@ -99,7 +99,8 @@ pub fn mounted_from<T: Send>(
                     .arg(source)
                     .arg(at.path()));
                 let result = look(at.path());
-                run(Command::new("umount").arg(at.path()));
+                // A program that another test is about to execute may still have a file of it open.
+                run(Command::new("umount").arg("--lazy").arg(at.path()));
                 result
             })
             .join()
