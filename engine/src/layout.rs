@@ -84,6 +84,11 @@ impl Layout {
         self.root.join("templates")
     }
 
+    /// The snapshots that the user has taken, by their names.
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
     /// What is being made or removed. What lies here while nobody holds the [lock](Self::lock) is the
     /// remains of a killed process.
     pub fn unfinished(&self) -> PathBuf {
