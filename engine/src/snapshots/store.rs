@@ -118,6 +118,7 @@ impl Snapshots {
         let taken = take::take(request, &unfinished, &put_in_place);
         if taken.is_err() {
             let _ = fs::remove_dir_all(&unfinished); // else swept later
+            let _ = fs::remove_file(self.lock(name));
         }
         taken
     }
@@ -421,7 +422,7 @@ mod tests {
         let failed = snapshots.create("one", &request).expect_err("interrupted");
         assert!(failed.to_string().contains("interrupted"), "{failed}");
         assert_eq!(vmm.asked().last().map(String::as_str), Some("/v1/resume"));
-        assert_eq!(listed(&dir.path().join("snapshots")), [".one.lock"]);
+        assert_eq!(listed(&dir.path().join("snapshots")), [""; 0]);
 
         let nowhere = tempfile::tempdir().expect("folder");
         let request = Request {
