@@ -8,6 +8,8 @@ mod container;
 mod doctor;
 mod image;
 mod output;
+mod restore;
+mod snapshot;
 mod system;
 mod terminal;
 mod values;
@@ -57,6 +59,11 @@ enum Command {
     Image(image::Command),
     /// Start a microVM: Bulkhead's own guest, or your kernel and disks
     Boot(Box<boot::BootArgs>),
+    /// Keep moments of microVMs, to go on from them
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// Go on with a microVM from a snapshot
+    Restore(restore::RestoreArgs),
     /// Run the same image both ways, measure what each costs, and show what each keeps apart
     Compare(Box<compare::CompareArgs>),
     /// Say what this host can do, what is missing, and what to do about it
@@ -116,6 +123,12 @@ fn main() -> ExitCode {
             .map_err(Into::into)
             .and_then(|engine| system::run(&command, &engine)),
         Command::Boot(args) => boot::run(&args, started),
+        Command::Snapshot(command) => engine()
+            .map_err(Into::into)
+            .and_then(|engine| snapshot::run(&command, &engine)),
+        Command::Restore(args) => engine()
+            .map_err(Into::into)
+            .and_then(|engine| restore::run(&args, &engine, started)),
         Command::Compare(args) => engine()
             .map_err(Into::into)
             .and_then(|engine| compare::run(&engine, cli.root.as_deref(), &args)),

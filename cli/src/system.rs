@@ -18,13 +18,13 @@ use crate::output::{Format, Table, print_rows, time};
 /// What all containers and images take, and what of it nobody needs.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Show what images, containers and templates take on the disk
+    /// Show what images, containers, templates and snapshots take on the disk
     Df(DfArgs),
     /// Remove containers that are not running, templates, and images that nothing uses
     Prune(PruneArgs),
 }
 
-/// Show what images, containers and templates of virtual machines take on the disk.
+/// Show what images, containers, and templates and snapshots of virtual machines take on the disk.
 #[derive(Args)]
 pub struct DfArgs {
     /// table, json, or a template
@@ -79,6 +79,7 @@ fn df(engine: &Engine, args: &DfArgs) -> Outcome {
         })
     };
     let templates = engine.templates().list()?;
+    let snapshots = engine.snapshots().list()?;
     let unused = all.difference(&used).count();
     let layers = bytes_in(&store.root().join("blobs"));
     let disks = bytes_in(&store.root().join("disks")) + bytes_in(&store.root().join("trees"));
@@ -111,6 +112,14 @@ fn df(engine: &Engine, args: &DfArgs) -> Outcome {
             0,
             bytes_of(&templates),
             Some(bytes_of(&templates)),
+        ),
+        // They are the user's own: nothing but `snapshot rm` removes them.
+        row(
+            "Snapshots",
+            snapshots.len(),
+            0,
+            snapshots.iter().map(|snapshot| snapshot.bytes).sum(),
+            None,
         ),
     ];
     print_rows(&args.format, &rows, || {

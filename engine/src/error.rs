@@ -18,6 +18,9 @@ pub enum Error {
     /// Something about a container on the host.
     #[error(transparent)]
     Container(#[from] bulkhead_container::Error),
+    /// Something about a virtual machine's snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] bulkhead_vmm::snapshot::SnapshotError),
     /// Something that the host did not let us do.
     #[error("cannot {what}: {source}")]
     Host {

@@ -91,6 +91,11 @@ impl Layout {
             .unwrap_or_else(|| self.root.join("templates"))
     }
 
+    /// The snapshots that the user has taken, by their names.
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
     /// What is being made or removed. What lies here while nobody holds the [lock](Self::lock) is the
     /// remains of a killed process.
     pub fn unfinished(&self) -> PathBuf {

@@ -1,5 +1,6 @@
 //! The virtual machine of a container: its devices, and its process.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -184,6 +185,7 @@ pub fn describe_clone(
         disks: disks(config, files, volumes),
         shares: volumes.shares.clone(),
         nets: Vec::new(),
+        replaced_disks: BTreeMap::new(),
         vsock: Some(sockets.device(cid)),
         control_socket: Some(sockets.control.clone()),
         verify: Verify::AfterReboot,

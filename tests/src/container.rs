@@ -121,29 +121,38 @@ impl Host {
 
     /// Posts with `Upgrade` and returns the connection behind the 101.
     pub fn upgrade(&self, path: &str, body: &str) -> Stream {
-        let mut socket = self.vm.connect(API_PORT);
-        let length = body.len();
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: bulkhead-stream\r\n\
-             Content-Length: {length}\r\n\r\n{body}"
-        );
-        socket
-            .write_all(request.as_bytes())
-            .expect("send a request");
-        let mut head = Vec::new();
-        let mut byte = [0];
-        while !head.ends_with(b"\r\n\r\n") {
-            match socket.read(&mut byte) {
-                Ok(1) => head.push(byte[0]),
-                other => self
-                    .vm
-                    .fail(&format!("POST {path}: {other:?} after {head:?}")),
-            }
+        upgrade(self.vm.connect(API_PORT), path, body).unwrap_or_else(|e| self.vm.fail(&e))
+    }
+}
+
+/// Executes a script in a container whose agent is at the other end, and returns all it said. An error is what is
+/// there instead.
+pub fn sh(agent: UnixStream, id: &str, script: &str) -> Result<Said, String> {
+    let wanted = json!({"process": process(&["sh", "-c", script]), "stdin": false});
+    let path = format!("/v1/containers/{id}/exec");
+    Ok(upgrade(agent, &path, &wanted.to_string())?.read_to_end())
+}
+
+/// Posts with `Upgrade` and returns the connection behind the 101.
+fn upgrade(mut socket: UnixStream, path: &str, body: &str) -> Result<Stream, String> {
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: bulkhead-stream\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    );
+    let failed = |e| format!("POST {path}: {e}");
+    socket.write_all(request.as_bytes()).map_err(failed)?;
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match socket.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            other => return Err(format!("POST {path}: {other:?} after {head:?}")),
         }
-        if !head.starts_with(b"HTTP/1.1 101 ") {
-            self.vm.fail(&String::from_utf8_lossy(&head));
-        }
-        Stream { socket }
+    }
+    match head.starts_with(b"HTTP/1.1 101 ") {
+        true => Ok(Stream { socket }),
+        false => Err(String::from_utf8_lossy(&head).into_owned()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a VM is made of: one JSON document.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bulkhead_devices::rate_limiter::RateLimit;
@@ -85,6 +86,10 @@ pub struct RestoreConfig {
     /// Shares for the spare windows, behind the network cards.
     #[serde(default)]
     pub shares: Vec<ShareConfig>,
+    /// Where disks are now that were elsewhere, by their numbers: those that the VM was made with come first,
+    /// those that were added to it when it was itself restored behind them.
+    #[serde(default)]
+    pub replaced_disks: BTreeMap<usize, PathBuf>,
     /// The socket device's address and sockets. Needed if the snapshot has such a device.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,

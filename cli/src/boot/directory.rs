@@ -14,6 +14,8 @@ use super::error::{SessionError, cannot};
 pub struct Directory {
     path: PathBuf,
     ours: bool,
+    /// What we have made there beside the usual.
+    more: Vec<PathBuf>,
 }
 
 impl Directory {
@@ -29,6 +31,7 @@ impl Directory {
             return Ok(Directory {
                 path: path.to_owned(),
                 ours,
+                more: Vec::new(),
             });
         }
         let base = std::env::var_os("XDG_RUNTIME_DIR")
@@ -40,12 +43,21 @@ impl Directory {
             .tempdir_in(&base)
             .map_err(cannot(format!("make a directory in {}", base.display())))?
             .keep();
-        Ok(Directory { path, ours: true })
+        Ok(Directory {
+            path,
+            ours: true,
+            more: Vec::new(),
+        })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Has another file go at the end, which we have made there.
+    pub fn owns(&mut self, file: PathBuf) {
+        self.more.push(file);
     }
 
     /// What may be left here, in the order to remove it.
@@ -59,6 +71,7 @@ impl Directory {
             &ready,
         ];
         let mut paths: Vec<PathBuf> = files.iter().map(|file| self.path.join(file)).collect();
+        paths.extend(self.more.iter().cloned());
         if self.ours {
             paths.push(self.path.clone());
         }

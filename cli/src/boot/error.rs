@@ -1,4 +1,4 @@
-//! Why a boot could not start or go on.
+//! Why a VM could not start or go on.
 
 use std::io;
 
@@ -10,6 +10,9 @@ pub enum SessionError {
     /// A part of Bulkhead is missing.
     #[error(transparent)]
     Missing(#[from] Missing),
+    /// The snapshot.
+    #[error(transparent)]
+    Engine(#[from] bulkhead_engine::Error),
     /// Something that the host did not let us do.
     #[error("cannot {what}: {source}")]
     Host {

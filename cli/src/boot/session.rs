@@ -1,4 +1,4 @@
-//! One boot from start to end: the VMM's process, the terminal, the sockets' directory.
+//! One VM from start to end: the VMM's process, the terminal, the sockets' directory.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
@@ -11,44 +11,50 @@ use std::time::{Duration, Instant};
 
 use bulkhead_protocol::{API_PORT, Info, Ready, Shutdown, path};
 use bulkhead_vmm::timing::{self, StartTimes};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use super::directory::{Directory, listen, ready_socket};
 use super::error::{SessionError, cannot};
-use super::options::BootArgs;
 use super::typing::Typing;
+use super::waking::Waking;
 use crate::terminal::{RawTerminal, window_size};
 use bulkhead_engine::artifacts::Artifact;
 use bulkhead_engine::http;
+use bulkhead_engine::snapshots::Snapshot;
 
 /// How long one question to the VMM or the agent may take. A guest on a slow host is slow to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How long a VM that was asked to stop gets, before the next, ruder way.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// How a boot went.
+
+/// How it went.
 pub struct End {
     /// The exit code for the shell.
     pub code: u8,
     /// When this process started, in nanoseconds of `CLOCK_MONOTONIC`.
     pub started: u64,
+    /// Whether it was a restore and no boot.
+    pub is_restored: bool,
     /// The VMM's own times, if it came so far as to tell.
     pub vmm: Option<StartTimes>,
     /// What the agent reported, and when that arrived.
     pub ready: Option<(Ready<'static>, u64)>,
+    /// When the agent of a restored guest knew that it is one.
+    pub woken: Option<u64>,
     /// What the agent says of its kernel.
     pub info: Option<Info<'static>>,
 }
 
-/// A boot under way.
+/// A VM that runs.
 pub struct Session {
     directory: Directory,
     vmm: Child,
     pidfd: OwnedFd,
     signals: SignalFd,
-    ready: Option<UnixListener>,
+    awaited: Option<Awaited>,
     terminal: Option<RawTerminal>,
     typing: Option<Typing>,
     stopping: Option<Stopping>,
@@ -72,33 +78,72 @@ enum Way {
     Kill,
 }
 
+/// A VM that is to be started.
+pub struct Plan {
+    /// Where its sockets are.
+    pub directory: Directory,
+    /// The VMM's document: a `VmConfig`, or a `RestoreConfig`.
+    pub document: String,
+    /// How it comes to life.
+    pub origin: Origin,
+    /// What ends it, blocked already.
+    pub signals: SignalFd,
+    /// Stop as soon as the guest is ready and its times are known.
+    pub measure_only: bool,
+    /// When this process started, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub started: u64,
+}
+
+/// How a VM comes to life.
+pub enum Origin {
+    /// It boots.
+    Boot {
+        /// Whether an agent reports when it is up.
+        reports: bool,
+    },
+    /// It goes on from a snapshot.
+    Restore {
+        /// Which.
+        snapshot: Snapshot,
+        /// Where its agent answers, if it can have one.
+        agent: Option<PathBuf>,
+    },
+}
+
+/// What tells that the guest is up.
+enum Awaited {
+    /// Its agent connects and reports.
+    Report(UnixListener),
+    /// It was told that it was restored.
+    Waking(Waking),
+}
+
+impl AsFd for Awaited {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Awaited::Report(listener) => listener.as_fd(),
+            Awaited::Waking(waking) => waking.as_fd(),
+        }
+    }
+}
+
 impl Session {
     /// Starts the VMM.
-    pub fn start(args: &BootArgs, started: u64) -> Result<Self, SessionError> {
-        let directory = Directory::open(args.vsock.as_deref())?;
-        let config = args.to_config(directory.path())?;
+    pub fn start(plan: Plan) -> Result<Self, SessionError> {
+        let Plan {
+            directory,
+            document: text,
+            origin,
+            signals,
+            measure_only,
+            started,
+        } = plan;
         let document = directory.path().join("config.json");
-        let text = serde_json::to_string(&config).map_err(cannot("write the configuration"))?;
         fs::write(&document, text).map_err(cannot(format!("write {}", document.display())))?;
-
-        let ready = if args.has_agent() {
-            Some(listen(&directory.path().join(ready_socket()))?)
-        } else {
-            None
+        let listener = match origin {
+            Origin::Boot { reports: true } => Some(listen(&directory.path().join(ready_socket()))?),
+            _ => None,
         };
-        // Blocked and read from a descriptor, so that they end the VM and not only this process.
-        let mut set = SigSet::empty();
-        for signal in [
-            Signal::SIGTERM,
-            Signal::SIGINT,
-            Signal::SIGHUP,
-            Signal::SIGWINCH,
-        ] {
-            set.add(signal);
-        }
-        set.thread_block().map_err(cannot("block signals"))?;
-        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let signals = SignalFd::with_flags(&set, flags).map_err(cannot("watch signals"))?;
 
         let terminal = RawTerminal::enter().map_err(cannot("set up the terminal"))?;
         let program = Artifact::Vmm.find()?;
@@ -107,6 +152,9 @@ impl Session {
             .arg("--config")
             .arg(&document)
             .arg("--die-with-parent");
+        if let Origin::Restore { snapshot, .. } = &origin {
+            command.arg("--restore").arg(snapshot.folder());
+        }
         for file in directory.leftovers() {
             command.arg("--cleanup").arg(file);
         }
@@ -119,21 +167,31 @@ impl Session {
         let typing = vmm.stdin.take().map(Typing::new).transpose()?;
         let pid = Pid::from_child(&vmm);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(cannot("watch the VMM"))?;
+        let is_restored = matches!(origin, Origin::Restore { .. });
+        let awaited = match origin {
+            Origin::Boot { .. } => listener.map(Awaited::Report),
+            Origin::Restore { snapshot, agent } => {
+                let directory = directory.path().to_owned();
+                Some(Awaited::Waking(Waking::begin(snapshot, directory, agent)?))
+            }
+        };
         Ok(Session {
             directory,
             vmm,
             pidfd,
             signals,
-            ready,
+            awaited,
             terminal,
             typing,
             stopping: None,
-            measure_only: args.timing,
+            measure_only,
             end: End {
                 code: 0,
                 started,
+                is_restored,
                 vmm: None,
                 ready: None,
+                woken: None,
                 info: None,
             },
         })
@@ -157,8 +215,8 @@ impl Session {
             (Source::Vmm, self.pidfd.as_fd(), PollFlags::IN),
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
         ];
-        if let Some(listener) = &self.ready {
-            watched.push((Source::Ready, listener.as_fd(), PollFlags::IN));
+        if let Some(awaited) = &self.awaited {
+            watched.push((Source::Ready, awaited.as_fd(), PollFlags::IN));
         }
         if reads_stdin {
             watched.push((Source::Stdin, stdin.as_fd(), PollFlags::IN));
@@ -176,7 +234,7 @@ impl Session {
             match source {
                 Source::Vmm => {}
                 Source::Signals => self.signal()?,
-                Source::Ready => self.agent_ready()?,
+                Source::Ready => self.guest_ready()?,
                 Source::Stdin => self.typed()?,
                 Source::Guest => {
                     if let Some(typing) = &mut self.typing {
@@ -206,17 +264,28 @@ impl Session {
         Ok(())
     }
 
-    /// The agent has connected: it sends one line, and then the guest is up.
-    fn agent_ready(&mut self) -> Result<(), SessionError> {
-        let Some(listener) = self.ready.take() else {
-            return Ok(());
-        };
-        let arrived = timing::now();
-        let message = listener
-            .accept()
-            .and_then(|(stream, _)| read_ready(stream))
-            .map_err(cannot("read what the guest's agent reports"))?;
-        self.end.ready = Some((message, arrived));
+    /// The agent has connected and sends one line, or it was told that it goes on from a snapshot: the guest is up.
+    fn guest_ready(&mut self) -> Result<(), SessionError> {
+        match self.awaited.take() {
+            None => return Ok(()),
+            Some(Awaited::Report(listener)) => {
+                let arrived = timing::now();
+                let message = listener
+                    .accept()
+                    .and_then(|(stream, _)| read_ready(stream))
+                    .map_err(cannot("read what the guest's agent reports"))?;
+                self.end.ready = Some((message, arrived));
+            }
+            Some(Awaited::Waking(waking)) => {
+                match waking.finish() {
+                    Ok(woken) => self.end.woken = woken,
+                    // It runs all the same, and whoever uses it should know.
+                    Err(e) => eprint!("bulkhead: {}{}", crate::with_causes(&e), self.line_end()),
+                }
+                // It knows the window that it was saved with.
+                self.tell_window_size();
+            }
+        }
         if self.measure_only {
             self.measure();
             self.stop()?;
@@ -229,11 +298,27 @@ impl Session {
         Ok(())
     }
 
+    /// How a line ends on our standard error, which may be a raw terminal.
+    fn line_end(&self) -> &'static str {
+        match self.terminal {
+            Some(_) => "\r\n",
+            None => "\n",
+        }
+    }
+
+    /// Whether the guest's agent has been heard of.
+    fn has_agent(&self) -> bool {
+        self.end.ready.is_some() || self.end.woken.is_some()
+    }
+
     /// Asks for the times. A VM that does not tell leaves gaps in the table, no more.
     fn measure(&mut self) {
         let control = self.directory.path().join("control.sock");
         if let Ok(answer) = http::ask(&control, "GET", "/v1/timings", "", ANSWER_LIMIT) {
             self.end.vmm = serde_json::from_slice(&answer.body).ok();
+        }
+        if !self.has_agent() {
+            return;
         }
         let question = ("GET", path::INFO, "");
         if let Ok(answer) = http::ask_guest(&self.vsock(), API_PORT, question, ANSWER_LIMIT) {
@@ -260,7 +345,7 @@ impl Session {
     /// Asks the VM to end; asked again, or when it takes too long, in a ruder way.
     fn stop(&mut self) -> Result<(), SessionError> {
         let mut way = match self.stopping.map(|s| s.way) {
-            None if self.end.ready.is_some() => Way::Agent,
+            None if self.has_agent() => Way::Agent,
             None | Some(Way::Agent) => Way::Terminate,
             Some(Way::Terminate | Way::Kill) => Way::Kill,
         };

@@ -87,14 +87,23 @@ fn milliseconds(ns: u64) -> String {
 fn steps(end: &End) -> Vec<Step> {
     let mut moments: Vec<(&'static str, u64)> = Vec::new();
     if let Some(vmm) = end.vmm {
+        let (host, kernel, run) = match end.is_restored {
+            false => (
+                "configuration and KVM",
+                "kernel load",
+                "devices, first KVM_RUN",
+            ),
+            true => ("snapshot and KVM", "devices", "vCPUs, first KVM_RUN"),
+        };
         moments.extend([
             ("start of the VMM", vmm.process_ns),
-            ("configuration and KVM", vmm.host_ns),
+            (host, vmm.host_ns),
             ("guest memory", vmm.memory_ns),
-            ("kernel load", vmm.kernel_ns),
-            ("devices, first KVM_RUN", vmm.run_ns),
+            (kernel, vmm.kernel_ns),
+            (run, vmm.run_ns),
         ]);
     }
+    moments.extend(end.woken.map(|at| ("agent knows", at)));
     if let Some((ready, arrived)) = &end.ready {
         let timings = ready.timings;
         let init_took = timings.ready_ns.saturating_sub(timings.init_start_ns);
@@ -128,6 +137,8 @@ mod tests {
         End {
             code: 0,
             started: 1000,
+            is_restored: false,
+            woken: None,
             vmm: Some(StartTimes {
                 process_ns: 1100,
                 host_ns: 1200,
@@ -158,6 +169,21 @@ mod tests {
         let sum: u64 = steps.iter().map(|step| step.duration_ns).sum();
         assert_eq!(sum, 2000);
         assert_eq!(steps.last().map(|step| step.duration_ns), Some(200));
+    }
+
+    #[test]
+    fn steps_of_a_restore_end_when_the_agent_knows() {
+        let restored = End {
+            is_restored: true,
+            woken: Some(2500),
+            ready: None,
+            ..end(0, 0)
+        };
+        let steps = steps(&restored);
+        let names: Vec<&str> = steps.iter().map(|step| step.step).collect();
+        assert!(names.contains(&"snapshot and KVM") && !names.contains(&"kernel load"));
+        let last = steps.last().map(|step| (step.step, step.end_ns));
+        assert_eq!(last, Some(("agent knows", 1500)));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::agent::Agent;
 use crate::error::{Error, cannot};
 use crate::layout::Layout;
 use crate::record::{Config, Files, State};
+use crate::snapshots::Snapshots;
 use crate::templates::Templates;
 
 /// All containers under one root, and what can be done with them.
@@ -69,6 +70,11 @@ impl Engine {
     /// The virtual machines that others are restored from.
     pub fn templates(&self) -> Templates {
         Templates::of(&self.layout)
+    }
+
+    /// The snapshots that the user has taken.
+    pub fn snapshots(&self) -> Snapshots {
+        Snapshots::of(&self.layout)
     }
 
     /// The root, if it was named.

@@ -4,20 +4,18 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use bulkhead_protocol::{Restored, path};
-use serde::Deserialize;
+use bulkhead_protocol::path;
 
 use super::machine::Machine;
 use super::starting::{Obstacle, Starting, Waited, boot_limit, remove_sockets};
 use crate::agent::{self, Agent};
 use crate::error::{Error, cannot};
-use crate::http::{self, Answer};
+use crate::http;
 use crate::names;
 use crate::templates::{Busy, Ingredients, Template, Templates, Unmade, make};
 use crate::vm::{self, Launch, SPARE_SLOTS, Sockets};
 use crate::volumes::Attached;
+use crate::wake;
 
 /// Between two looks at what is about to be there, where nothing tells that it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -27,19 +25,6 @@ const LOOK_FOR_TEMPLATE: Duration = Duration::from_millis(20);
 const PART_OF_BOOT: u32 = 5;
 /// How long an answer of the VMM may take, which has nothing to wait for.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
-/// Random bytes for a clone: more than its kernel's generator takes at a time.
-const ENTROPY: usize = 64;
-
-/// What the VMM says of a restored machine.
-#[derive(Deserialize)]
-struct Vm {
-    restored: Asleep,
-}
-
-#[derive(Deserialize)]
-struct Asleep {
-    asleep_ns: u64,
-}
 
 impl Starting<'_> {
     /// Restores the container's machine from a template, up to an agent that knows that it is in a clone. When it
@@ -122,19 +107,12 @@ impl Starting<'_> {
         let asleep_ns = loop {
             let answer = http::ask(&sockets.control, "GET", "/v1/vm", "", CONTROL_LIMIT);
             match answer {
-                Ok(answer) => break asleep_ns(&answer)?,
+                Ok(answer) => break wake::asleep_ns(&answer)?,
                 // Not there yet.
                 Err(_) => self.look_again(machine, until)?,
             }
         };
-        let mut entropy = [0; ENTROPY];
-        names::random(&mut entropy).map_err(cannot("get random numbers"))?;
-        let restored = Restored {
-            asleep_ns,
-            entropy: STANDARD.encode(entropy).into(),
-            windows,
-        };
-        let body = serde_json::to_string(&restored).map_err(cannot("ask the agent"))?;
+        let body = wake::message(asleep_ns, windows)?;
         let agent = Agent::at(&sockets.api);
         loop {
             let asked = agent.connect().and_then(|stream| {
@@ -176,11 +154,6 @@ impl Starting<'_> {
     }
 }
 
-fn asleep_ns(answer: &Answer) -> Result<u64, Error> {
-    let vm: Vm = serde_json::from_slice(&answer.body).map_err(cannot("understand the VMM"))?;
-    Ok(vm.restored.asleep_ns)
-}
-
 /// An address on the vsock that no other clone has, as far as chance goes. 0 to 2 and the last one are taken.
 fn random_cid() -> Result<u32, Error> {
     loop {
@@ -203,16 +176,5 @@ mod tests {
         assert_eq!(cids.len(), 100);
         assert!(cids.iter().all(|cid| (3..u32::MAX).contains(cid)));
         assert!(cids.iter().any(|cid| *cid != cids[0]));
-    }
-
-    #[test]
-    fn machine_when_it_was_not_restored_has_no_sleep_to_tell_of() {
-        let answer = |body: &str| Answer {
-            status: 200,
-            body: body.into(),
-        };
-        let vm = r#"{"state": "running", "restored": {"asleep_ns": 7}}"#;
-        assert_eq!(asleep_ns(&answer(vm)).ok(), Some(7));
-        asleep_ns(&answer(r#"{"state": "running"}"#)).expect_err("it has booted");
     }
 }

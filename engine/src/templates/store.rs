@@ -12,6 +12,7 @@ use rustix::fs::FlockOperation;
 use super::key::is_key;
 use crate::engine::make_folder;
 use crate::error::{Error, cannot};
+use crate::folder::{bytes_in, sync};
 use crate::layout::Layout;
 use crate::lock::{try_make, try_take};
 use crate::names;
@@ -332,26 +333,6 @@ fn touch(path: &Path) -> io::Result<()> {
         .mode(0o600)
         .open(path)?;
     file.set_modified(SystemTime::now())
-}
-
-/// Waits until the files in a folder are on the disk.
-fn sync(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        File::open(entry?.path())?.sync_all()?;
-    }
-    File::open(folder)?.sync_all()
-}
-
-/// What the files in a folder take on the disk. What goes meanwhile takes nothing.
-fn bytes_in(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => bytes_in(&entry.path()),
-            Ok(metadata) => metadata.blocks() * 512,
-            Err(_) => 0,
-        })
-        .sum()
 }
 
 #[cfg(test)]

@@ -1,17 +1,21 @@
 //! Snapshots: a VM goes on after one was taken, and another goes on from it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bulkhead_tests::artifacts;
+use bulkhead_tests::container::{Host, sh};
 use bulkhead_tests::guest::{Guest, checksum};
+use bulkhead_tests::home::Home;
 use bulkhead_tests::lane::{Lane, patience};
 use bulkhead_tests::vm::{Restore, Setup};
-use serde_json::json;
+use bulkhead_tests::{artifacts, http, process};
+use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
@@ -316,4 +320,235 @@ fn vm_when_saved_and_restored_again_and_again_under_load_then_nothing_is_lost() 
     }
     guest.ask(json!({"op": "poweroff"}));
     guest.vm.expect_exit(0);
+}
+
+/// `bulkhead boot` or `bulkhead restore`, with its sockets in a folder. Dropping it kills it.
+struct Session {
+    child: std::process::Child,
+    folder: std::path::PathBuf,
+}
+
+impl Session {
+    fn start(home: &Home, arguments: &[&str], folder: &Path) -> Self {
+        let mut command = home.command(arguments);
+        command
+            .arg("--vsock")
+            .arg(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        process::die_with_parent(&mut command);
+        Session {
+            child: command.spawn().expect("start bulkhead"),
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// Asks the guest's agent, as soon as it answers.
+    fn ask(&mut self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let deadline = Instant::now() + patience();
+        loop {
+            if let Ok(stream) = UnixStream::connect(self.folder.join("api.sock"))
+                && stream.set_read_timeout(Some(patience())).is_ok()
+                && let Ok((status, answer)) = http::request(stream, method, path, body)
+            {
+                assert!(status < 300, "{method} {path}: {status} {answer}");
+                return answer;
+            }
+            let ended = self.child.try_wait().expect("wait");
+            assert!(ended.is_none(), "bulkhead ended: {ended:?}");
+            assert!(Instant::now() < deadline, "the guest does not answer");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until its agent was told that it was restored: until then connections may be cut off.
+    fn wait_told(&mut self) {
+        let info = || {
+            let stream = UnixStream::connect(self.folder.join("api.sock"))?;
+            stream.set_read_timeout(Some(patience()))?;
+            http::request(stream, "GET", "/v1/info", None)
+        };
+        let deadline = Instant::now() + patience();
+        // One that has answered several times in a row has got over it.
+        let mut answers = 0;
+        while answers < 3 {
+            answers = if info().is_ok() { answers + 1 } else { 0 };
+            assert!(Instant::now() < deadline, "the guest does not answer");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until it has ended in order, with nothing left.
+    fn expect_end(&mut self) {
+        let deadline = Instant::now() + patience();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "bulkhead has not ended");
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert_eq!(status.code(), Some(0));
+        assert!(!self.folder.exists(), "{:?} is left", self.folder);
+    }
+
+    fn terminate(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("terminate");
+        self.expect_end();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn command_when_it_keeps_a_moment_then_the_vm_runs_on_and_others_go_on_from_there() {
+    let home = Home::empty();
+    let files = folder();
+    let vm = files.path().join("vm");
+    let mut first = Session::start(&home, &["boot", "--cid", "7"], &vm);
+    first.ask("GET", "/v1/health", None);
+    let vm_text = vm.to_str().expect("a path");
+    home.expect(&["snapshot", "create", vm_text, "ready"]);
+    first.ask("GET", "/v1/health", None);
+    let listed = home.expect(&[
+        "snapshot",
+        "ls",
+        "--format",
+        "{{.Name}} {{.Cpus}} {{.Memory}}",
+    ]);
+    assert_eq!(listed.trim(), "ready 1 128MiB");
+    let inspected = home.expect(&["snapshot", "inspect", "ready"]);
+    let inspected: Value = serde_json::from_str(&inspected).expect("JSON");
+    assert_eq!(inspected[0]["agent"], true, "{inspected}");
+    assert_eq!(inspected[0]["config"]["vsock"]["cid"], 7, "{inspected}");
+
+    // The name is taken; the VM does not mind.
+    let output = home
+        .command(&["snapshot", "create", vm_text, "ready"])
+        .output()
+        .expect("run bulkhead");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    assert!(
+        said.contains("already") && said.lines().count() == 1,
+        "{said}"
+    );
+
+    // Two at once.
+    let mut clones = ["one", "two"].map(|name| {
+        let folder = files.path().join(name);
+        Session::start(&home, &["restore", "ready"], &folder)
+    });
+    for clone in &mut clones {
+        clone.ask("GET", "/v1/info", None);
+    }
+    // It may go while they run.
+    home.expect(&["snapshot", "rm", "ready"]);
+    assert_eq!(
+        home.expect(&["snapshot", "ls", "--format", "{{.Name}}"]),
+        ""
+    );
+    for clone in &mut clones {
+        clone.ask("GET", "/v1/health", None);
+        clone.terminate();
+    }
+
+    // With its end: what goes on from it is the only one.
+    home.expect(&["snapshot", "create", "--stop", vm_text, "last"]);
+    first.expect_end();
+    let mut last = Session::start(&home, &["restore", "last"], &vm);
+    last.ask("GET", "/v1/health", None);
+    last.terminate();
+    home.expect(&["snapshot", "rm", "last"]);
+}
+
+#[test]
+fn guests_when_restored_twice_then_draw_other_random_numbers() {
+    let home = Home::empty();
+    let files = folder();
+    let host = Host::boot();
+    host.create("box", &["sleep", "100000"], |_| {});
+    host.start("box");
+    let script = "cat /proc/sys/kernel/random/uuid; head -c 32 /dev/urandom | sha256sum";
+    host.sh("box", script);
+    let control = host.vm.path("control.sock");
+    let directory = control.parent().and_then(Path::to_str).expect("a path");
+    home.expect(&["snapshot", "create", directory, "busy"]);
+    let mut clones = ["one", "two"].map(|name| {
+        let folder = files.path().join(name);
+        Session::start(&home, &["restore", "busy"], &folder)
+    });
+    let said = clones.each_mut().map(|clone| {
+        clone.wait_told();
+        let agent = UnixStream::connect(clone.folder.join("api.sock")).expect("connect");
+        sh(agent, "box", script).expect("exec").out()
+    });
+    let first = host.sh("box", script).out();
+    let lines: Vec<&str> = [&first, &said[0], &said[1]]
+        .iter()
+        .flat_map(|said| said.lines())
+        .collect();
+    let different: BTreeSet<&str> = lines.iter().copied().collect();
+    assert_eq!((lines.len(), different.len()), (6, 6), "{lines:?}");
+    for clone in &mut clones {
+        clone.terminate();
+    }
+    home.expect(&["snapshot", "rm", "busy"]);
+}
+
+#[test]
+fn command_when_the_vm_writes_to_a_disk_then_each_that_is_restored_has_its_own() {
+    let home = Home::empty();
+    let files = folder();
+    let disk = files.path().join("disk");
+    let bytes = MIB / 4;
+    fs::File::create(&disk)
+        .and_then(|file| file.set_len(64 * MIB))
+        .expect("disk");
+    let guest = Guest::boot(Setup::test_guest().disk(json!({"path": disk})));
+    let write = |guest: &Guest, seed: u64| {
+        guest.ask(json!({
+            "op": "disk_write", "device": "/dev/vdb", "offset": 0, "bytes": bytes, "seed": seed,
+        }))
+    };
+    write(&guest, 1);
+    let control = guest.vm.path("control.sock");
+    let directory = control.parent().and_then(Path::to_str).expect("a path");
+    home.expect(&["snapshot", "create", directory, "with-disk"]);
+    // What it writes from here on is its own.
+    write(&guest, 2);
+    let kept = home.root().join("snapshots/with-disk/disk1");
+    let size = fs::metadata(&kept).expect("the disk's copy");
+    assert_eq!(size.len(), 64 * MIB);
+    assert!(size.blocks() * 512 < 8 * MIB, "{} blocks", size.blocks());
+    let before = fs::read(&kept).expect("read");
+    let after = fs::read(&disk).expect("read");
+    assert!(before != after, "the copy is not of the snapshot's moment");
+    drop(guest);
+
+    for name in ["one", "two"] {
+        let folder = files.path().join(name);
+        let mut session = Session::start(&home, &["restore", "with-disk"], &folder);
+        let deadline = Instant::now() + patience();
+        while !folder.join("control.sock").exists() {
+            let ended = session.child.try_wait().expect("wait");
+            assert!(ended.is_none(), "bulkhead ended: {ended:?}");
+            assert!(Instant::now() < deadline, "the VM is not restored");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let copy = fs::read(folder.join("restored-disk1.img")).expect("its own disk");
+        assert!(copy == before, "{name} does not begin with what was kept");
+        session.terminate();
+        assert!(
+            fs::read(&kept).expect("read") == before,
+            "{name} wrote to it"
+        );
+    }
+    home.expect(&["snapshot", "rm", "with-disk"]);
 }

@@ -162,7 +162,7 @@ impl State {
     /// its spare windows: those that it had there, or those that are wanted.
     pub fn restored_config(
         &self,
-        wanted: RestoreConfig,
+        mut wanted: RestoreConfig,
     ) -> Result<(VmConfig, RestoreConfig), SnapshotError> {
         let refused = |why: String| Err(SnapshotError::Request(why));
         if let Err(e) = wanted.validate() {
@@ -178,13 +178,25 @@ impl State {
             }
             (None, Some(_)) => return refused("it has no socket device".to_owned()),
         }
+        let mut added_disks = self.added.disks.clone();
+        // Those of the next snapshot are where they are now.
+        for (index, path) in std::mem::take(&mut wanted.replaced_disks) {
+            let mut disks = config.disks.iter_mut().chain(&mut added_disks);
+            match disks.nth(index) {
+                Some(disk) => disk.path = path,
+                None => {
+                    let count = config.disks.len() + added_disks.len();
+                    return refused(format!("it has no disk {index}, only {count} from 0 on"));
+                }
+            }
+        }
         let (asked, spare) = (wanted.virtio_devices(), self.config.spare_slots);
         if self.added.virtio_devices() > 0 {
             if asked > 0 {
                 return refused("its spare windows have devices already".to_owned());
             }
             let added = RestoreConfig {
-                disks: self.added.disks.clone(),
+                disks: added_disks,
                 nets: self.added.nets.clone(),
                 shares: self.added.shares.clone(),
                 ..wanted
@@ -197,5 +209,103 @@ impl State {
             ));
         }
         Ok((config, wanted))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::assist::HostKind;
+    use crate::config::DiskConfig;
+
+    fn disk(path: &str) -> DiskConfig {
+        DiskConfig {
+            path: path.into(),
+            read_only: false,
+            serial: None,
+            rate_limit: None,
+        }
+    }
+
+    /// A state with these disks of its own and these in spare windows.
+    fn state(own: &[&str], added: &[&str]) -> State {
+        let document = r#"{"kernel": {"path": "vmlinux"}, "spare_slots": 4}"#;
+        let mut config: VmConfig = serde_json::from_str(document).expect("config");
+        config.disks = own.iter().map(|path| disk(path)).collect();
+        State {
+            config,
+            added: RestoreConfig {
+                disks: added.iter().map(|path| disk(path)).collect(),
+                ..RestoreConfig::default()
+            },
+            cmdline: String::new(),
+            host: HostState::this(HostKind::Hardware),
+            vcpus: Vec::new(),
+            vm: VmState {
+                irqchips: Vec::new(),
+                pit: kvm_pit_state2::default(),
+                clock: kvm_clock_data::default(),
+                unix_ns: 0,
+            },
+            devices: Vec::new(),
+            serial: None,
+            i8042: bulkhead_devices::legacy::i8042::I8042::new(std::sync::Arc::new(
+                bulkhead_devices::legacy::exit_signal::ExitSignal::new().expect("eventfd"),
+            ))
+            .save(),
+            memory: Vec::new(),
+        }
+    }
+
+    fn wanted(replaced: &[(usize, &str)]) -> RestoreConfig {
+        let replaced = replaced.iter().map(|(index, path)| (*index, path.into()));
+        RestoreConfig {
+            replaced_disks: replaced.collect::<BTreeMap<usize, PathBuf>>(),
+            ..RestoreConfig::default()
+        }
+    }
+
+    fn paths(disks: &[DiskConfig]) -> Vec<&str> {
+        let paths = disks.iter().filter_map(|disk| disk.path.to_str());
+        paths.collect()
+    }
+
+    #[test]
+    fn disks_when_replaced_are_the_own_ones_and_then_the_added_ones() {
+        let state = state(&["a", "b"], &["c"]);
+        let restored = state.restored_config(wanted(&[(1, "B"), (2, "C")]));
+        let (config, added) = restored.expect("restored");
+        assert_eq!(paths(&config.disks), ["a", "B"]);
+        assert_eq!(paths(&added.disks), ["C"]);
+        assert!(added.replaced_disks.is_empty());
+    }
+
+    #[test]
+    fn disk_when_there_is_none_to_replace_is_refused() {
+        let state = state(&["a"], &[]);
+        let refused = state.restored_config(wanted(&[(1, "B")]));
+        let refused = refused.expect_err("there is no such disk").to_string();
+        assert!(refused.contains("no disk 1, only 1"), "{refused}");
+        // What is added now is named as it is wanted.
+        let mut both = wanted(&[(1, "B")]);
+        both.disks = vec![disk("new")];
+        state
+            .restored_config(both)
+            .expect_err("it is not of the snapshot");
+    }
+
+    #[test]
+    fn document_of_replaced_disks_is_read_as_it_is_written() {
+        let text = r#"{"replaced_disks": {"3": "/there"}}"#;
+        let config: RestoreConfig = serde_json::from_str(text).expect("read");
+        assert_eq!(config, wanted(&[(3, "/there")]));
+        let again = serde_json::to_string(&config).expect("write");
+        assert_eq!(
+            serde_json::from_str::<RestoreConfig>(&again).expect("read"),
+            config
+        );
     }
 }

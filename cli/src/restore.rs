@@ -1,0 +1,138 @@
+//! `bulkhead restore`: a microVM goes on from a snapshot.
+
+use std::path::{Path, PathBuf};
+
+use bulkhead_engine::Engine;
+use bulkhead_protocol::API_PORT;
+use bulkhead_vmm::config::{PortConfig, RestoreConfig, VmConfig, VsockConfig};
+use clap::Args;
+
+use crate::Outcome;
+use crate::boot::{Directory, Format, Origin, Plan, signals, stay};
+
+/// Go on with a microVM from a snapshot that `bulkhead snapshot create` has made.
+///
+/// The VM goes on where it was, as often and as many times at once as you like. Each works on copies of its own
+/// of the disks that it writes to: they are in the directory of its sockets, and are removed with it at the end.
+///
+/// The terminal is the guest's console. Ctrl-A x stops the VM; Ctrl-A Ctrl-A types one Ctrl-A.
+#[derive(Args)]
+#[command(after_help = "\
+Exit codes: 0 the guest powered off or was stopped, 10 it asked for a reset, 11 its kernel panicked,
+12 triple fault, 13 KVM could not go on, 125 it could not be restored.
+
+Examples:
+  bulkhead snapshot create /tmp/vm ready
+  bulkhead restore ready
+  bulkhead restore ready --vsock /tmp/second --timing")]
+pub struct RestoreArgs {
+    /// The snapshot's name
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Directory for the VM's sockets, and for copies of its disks: api.sock (to the agent), vsock.sock
+    /// (to any port of the guest) and control.sock
+    #[arg(long, value_name = "DIR")]
+    vsock: Option<PathBuf>,
+    /// The guest's vsock address [default: the one it had]
+    #[arg(long, value_name = "CID")]
+    cid: Option<u64>,
+    /// Restore, print where the time went, and stop
+    #[arg(long)]
+    timing: bool,
+    /// How --timing prints
+    #[arg(long, value_enum, default_value_t = Format::Table, requires = "timing")]
+    format: Format,
+}
+
+/// Restores the VM, gives it the terminal, and stays until it is over. Returns the exit code.
+///
+/// `started` is when this process started, in nanoseconds of `CLOCK_MONOTONIC`.
+pub fn run(args: &RestoreArgs, engine: &Engine, started: u64) -> Outcome {
+    let snapshot = engine.snapshots().open(&args.name)?;
+    // A damaged one is refused before anything is copied.
+    let state = snapshot.state()?;
+    // From here on there is something to clean up.
+    let signals = signals::block()?;
+    let mut directory = Directory::open(args.vsock.as_deref())?;
+    let folder = directory.path().to_owned();
+    let place = |index: usize| folder.join(format!("restored-disk{index}.img"));
+    for disk in snapshot.record.disks.iter().filter(|disk| !disk.read_only) {
+        let copy = place(disk.index);
+        if copy.symlink_metadata().is_ok() {
+            return Err(format!(
+                "{} is there already: it is another VM's disk, or left of one that was killed; remove it, \
+                 or name another directory",
+                copy.display()
+            )
+            .into());
+        }
+        directory.owns(copy);
+    }
+    let disks = snapshot.disks(|disk| place(disk.index), &|| signals::has_come(&signals))?;
+    let config = RestoreConfig {
+        replaced_disks: disks,
+        vsock: vsock(&state.config, args.cid, &folder),
+        control_socket: Some(folder.join("control.sock")),
+        ..RestoreConfig::default()
+    };
+    let has_port = |vsock: &VsockConfig| !vsock.ports.is_empty();
+    let agent = config.vsock.as_ref().filter(|vsock| has_port(vsock));
+    let plan = Plan {
+        document: serde_json::to_string(&config)?,
+        origin: Origin::Restore {
+            agent: agent.map(|_| api_socket(&folder)),
+            snapshot,
+        },
+        directory,
+        signals,
+        measure_only: args.timing,
+        started,
+    };
+    stay(plan, args.timing.then_some(args.format))
+}
+
+fn api_socket(folder: &Path) -> PathBuf {
+    folder.join("api.sock")
+}
+
+/// The socket device of a VM that goes on: what it was, with its sockets in `folder`.
+fn vsock(config: &VmConfig, cid: Option<u64>, folder: &Path) -> Option<VsockConfig> {
+    let before = config.vsock.as_ref()?;
+    let api = before.ports.iter().find(|port| port.port == API_PORT);
+    Some(VsockConfig {
+        cid: cid.unwrap_or(before.cid),
+        path: folder.join("vsock.sock"),
+        ports: api
+            .map(|port| PortConfig {
+                port: port.port,
+                path: api_socket(folder),
+            })
+            .into_iter()
+            .collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(vsock: &str) -> VmConfig {
+        let text = format!("{{\"kernel\": {{\"path\": \"k\"}}, \"vsock\": {vsock}}}");
+        serde_json::from_str(&text).expect("config")
+    }
+
+    #[test]
+    fn sockets_are_in_the_new_folder_and_the_address_is_the_old_one_unless_given() {
+        let before = r#"{"cid": 7, "path": "/old/vsock.sock", "ports": [
+            {"port": 9, "path": "/old/nine"}, {"port": 1024, "path": "/old/api.sock"}]}"#;
+        let folder = Path::new("/new");
+        let after = vsock(&config(before), None, folder).expect("vsock");
+        assert_eq!(after.cid, 7);
+        assert_eq!(after.path, folder.join("vsock.sock"));
+        let ports: Vec<_> = after.ports.iter().map(|p| (p.port, &*p.path)).collect();
+        assert_eq!(ports, [(API_PORT, Path::new("/new/api.sock"))]);
+        let after = vsock(&config(before), Some(8), folder).expect("vsock");
+        assert_eq!(after.cid, 8);
+        assert_eq!(vsock(&config("null"), Some(8), folder), None);
+    }
+}
