@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use crate::density::Crowd;
 use crate::instance::{Setup, last_line, name_of};
-use crate::report::{BlastRadius, Both, Kind};
+use crate::report::{BlastRadius, Both, Side};
 
 /// Why the same is not done to a container.
 const NOT_DONE: &str = "not tried: its kernel is the host's own, whose panic ends every container, every VM and this \
@@ -32,7 +32,8 @@ pub fn prove(setup: &Setup<'_>, neighbours: Both<Option<&mut Crowd<'_>>>) -> Bla
 /// Runs the program that makes its kernel panic, in a VM whose container may do so. Returns whether that
 /// kernel panicked, and what came of it.
 fn bring_down(setup: &Setup<'_>) -> (bool, String) {
-    let name = name_of(Kind::Vm, 9999);
+    // It boots: nobody else has a machine of its size, and a template of that would be made for this alone.
+    let name = name_of(Side::Cold, 9999);
     let victim = Setup {
         options: [
             "--cap-add=SYS_ADMIN",
@@ -43,7 +44,7 @@ fn bring_down(setup: &Setup<'_>) -> (bool, String) {
         .to_vec(),
         ..setup.clone()
     };
-    let mut command = victim.command(&victim.run(Kind::Vm, &name, &["panic"]));
+    let mut command = victim.command(&victim.run(Side::Cold, &name, &["panic"]));
     match command.stdin(Stdio::null()).output() {
         Ok(output) => {
             let said = last_line(&String::from_utf8_lossy(&output.stderr));

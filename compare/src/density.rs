@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::instance::{Instance, Setup};
 use crate::memory::taken;
-use crate::report::Kind;
+use crate::report::Side;
 
 /// How far to go.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +35,7 @@ impl Crowd<'_> {
 
 /// Starts instances until one part of the budget is used: one at least, two at a time, as they take a
 /// processor each while they start.
-pub fn gather<'a>(setup: &'a Setup<'a>, kind: Kind, budget: Budget) -> Result<Crowd<'a>, String> {
+pub fn gather<'a>(setup: &'a Setup<'a>, side: Side, budget: Budget) -> Result<Crowd<'a>, String> {
     const AT_A_TIME: usize = 2;
     let until = Instant::now() + budget.time;
     let mut crowd = Crowd {
@@ -48,14 +48,14 @@ pub fn gather<'a>(setup: &'a Setup<'a>, kind: Kind, budget: Budget) -> Result<Cr
         for number in first..first + more {
             crowd
                 .instances
-                .push(Instance::begin(setup, kind, 1000 + number)?);
+                .push(Instance::begin(setup, side, 1000 + number)?);
         }
         for instance in &mut crowd.instances[first..] {
             instance.wait_ready()?;
         }
         crowd.bytes = 0;
         for instance in &crowd.instances {
-            let taken = taken(kind, &instance.processes()?)?;
+            let taken = taken(side.kind(), &instance.processes()?)?;
             crowd.bytes += taken.processes() + taken.kernel.unwrap_or(0);
         }
         let full = crowd.bytes >= budget.bytes || crowd.instances.len() >= budget.instances;

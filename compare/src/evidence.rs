@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use crate::bench;
-use crate::report::{Both, Evidence, Kind, count};
+use crate::report::{Both, Evidence, Kind, Side, Sides, count};
 use crate::trace::{CALLS, Counted};
 
 /// The longest text of a guest's that is shown.
@@ -112,7 +112,7 @@ impl Drop for Bait {
 pub fn rows(
     host: &Value,
     seen: &Both<Option<Value>>,
-    counted: &Both<Option<Counted>>,
+    counted: &Sides<Option<Counted>>,
 ) -> Vec<Evidence> {
     let row = |id: &str, title: &str, meaning: &str, show: &dyn Fn(&Value) -> String| Evidence {
         id: id.to_owned(),
@@ -232,31 +232,46 @@ pub fn rows(
 }
 
 /// The system calls that were counted on the host.
-fn calls(counted: &Both<Option<Counted>>) -> Vec<Evidence> {
-    let row =
-        |id: &str, title: String, meaning: &str, show: &dyn Fn(&Counted) -> String| Evidence {
-            id: id.to_owned(),
-            title,
-            host: "-".to_owned(),
-            vm: counted.of(Kind::Vm).as_ref().map(show),
-            container: counted.of(Kind::Container).as_ref().map(show),
-            meaning: meaning.to_owned(),
-        };
+fn calls(counted: &Sides<Option<Counted>>) -> Vec<Evidence> {
+    let row = |id: &str,
+               title: String,
+               vm: Option<&Counted>,
+               meaning: &str,
+               show: &dyn Fn(&Counted) -> String| Evidence {
+        id: id.to_owned(),
+        title,
+        host: "-".to_owned(),
+        vm: vm.map(show),
+        container: counted.of(Side::Container).as_ref().map(show),
+        meaning: meaning.to_owned(),
+    };
+    let (cold, warm) = (counted.cold.as_ref(), counted.warm.as_ref());
+    let life = |c: &Counted| {
+        let (all, kinds) = (c.start + c.stop, c.kinds);
+        format!("{}, of {kinds} kinds in all", count(all))
+    };
     vec![
         row(
             "host_calls_work",
             format!("Host system calls for {} of the program's", count(CALLS)),
+            // Once they run there is no difference.
+            warm.or(cold),
             "counted by tracing: a guest's calls end in the guest, a container's are the host's",
             &|c| count(c.work),
         ),
         row(
             "host_calls_life",
-            "Host system calls to start and stop it".to_owned(),
-            "by every process that belongs to it, counted in the same way",
-            &|c| {
-                let (all, kinds) = (c.start + c.stop, c.kinds);
-                format!("{}, of {kinds} kinds in all", count(all))
-            },
+            "Host system calls to start and stop it, VM cold".to_owned(),
+            cold,
+            "by every process that belongs to it, counted in the same way: the VM boots",
+            &life,
+        ),
+        row(
+            "host_calls_life_warm",
+            "Host system calls to start and stop it, VM warm".to_owned(),
+            warm,
+            "the same where the VM is a clone of a template; of the container as above",
+            &life,
         ),
     ]
 }
@@ -357,11 +372,16 @@ mod tests {
             vm: Some(seen("two", "6.12\u{1b}[1m")),
             container: Some(seen("one", "6.18")),
         };
-        let counted = Both {
-            vm: Some(Counted {
-                work: 31,
+        let counted_once = |work, start| {
+            Some(Counted {
+                work,
+                start,
                 ..Counted::default()
-            }),
+            })
+        };
+        let counted = Sides {
+            cold: counted_once(32, 1000),
+            warm: counted_once(31, 200),
             container: None,
         };
         let rows = rows(&host, &both, &counted);
@@ -386,6 +406,9 @@ mod tests {
         assert_eq!(row("devices").vm.as_deref(), Some("2: null zero"));
         assert_eq!(row("host_calls_work").vm.as_deref(), Some("31"));
         assert_eq!(row("host_calls_work").container, None);
+        let life = |id| row(id).vm.clone().expect("counted");
+        assert!(life("host_calls_life").starts_with("1,000, "));
+        assert!(life("host_calls_life_warm").starts_with("200, "));
     }
 
     #[test]
@@ -394,7 +417,7 @@ mod tests {
             vm: Some(json!([1, 2])),
             container: Some(json!({"kernel": 7, "devices": "x", "proc": {"names": "zzz"}})),
         };
-        let rows = rows(&json!({}), &both, &Both::default());
+        let rows = rows(&json!({}), &both, &Sides::default());
         assert_eq!(rows[0].vm.as_deref(), Some("not readable"));
         assert_eq!(rows[0].container.as_deref(), Some("not readable"));
     }

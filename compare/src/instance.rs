@@ -3,6 +3,7 @@
 //! Its program ends when nobody asks it any more, and the command that started it then removes it: so
 //! whoever ends this process, nothing stays behind.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -14,12 +15,14 @@ use bulkhead_engine::{Engine, Entry};
 use serde_json::Value;
 
 use crate::bench;
-use crate::report::Kind;
+use crate::report::Side;
 
 /// The longest line that is taken from a guest. What it finds in `/sys` is the longest there is.
 const LONGEST_LINE: u64 = 8 << 20;
 /// How long a container may take to start, or to answer. A guest on an emulated kernel is slow.
 const LIMIT: Duration = Duration::from_secs(300);
+/// What the monitor writes before the reason for which a machine was booted that was to be restored.
+const BOOTING: &str = "booting, not restoring: ";
 /// What is kept of what a command complains of.
 const COMPLAINTS: usize = 4096;
 
@@ -57,9 +60,10 @@ impl Setup<'_> {
     }
 
     /// The arguments that run `program` in a container called `name`.
-    pub fn run<'a>(&'a self, kind: Kind, name: &'a str, program: &[&'a str]) -> Vec<&'a str> {
+    pub fn run<'a>(&'a self, side: Side, name: &'a str, program: &[&'a str]) -> Vec<&'a str> {
         let mut arguments = vec!["run", "--rm", "--interactive", "--pull", "never"];
-        arguments.extend(["--isolation", kind.name(), "--name", name]);
+        arguments.extend(isolation(side));
+        arguments.extend(["--name", name]);
         arguments.extend(self.options.iter().map(String::as_str));
         arguments.extend(["--entrypoint", bench::IN_CONTAINER, self.image]);
         arguments.extend(program);
@@ -80,9 +84,9 @@ pub struct Instance<'a> {
 
 impl<'a> Instance<'a> {
     /// Starts a container, and does not wait for it.
-    pub fn begin(setup: &'a Setup<'a>, kind: Kind, number: usize) -> Result<Self, String> {
-        let name = name_of(kind, number);
-        let mut command = setup.command(&setup.run(kind, &name, &["session"]));
+    pub fn begin(setup: &'a Setup<'a>, side: Side, number: usize) -> Result<Self, String> {
+        let name = name_of(side, number);
+        let mut command = setup.command(&setup.run(side, &name, &["session"]));
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -116,10 +120,10 @@ impl<'a> Instance<'a> {
     /// Starts a container and waits until its program runs.
     pub fn start(
         setup: &'a Setup<'a>,
-        kind: Kind,
+        side: Side,
         number: usize,
     ) -> Result<(Self, Duration), String> {
-        let mut instance = Instance::begin(setup, kind, number)?;
+        let mut instance = Instance::begin(setup, side, number)?;
         let took = instance.wait_ready()?;
         Ok((instance, took))
     }
@@ -144,10 +148,13 @@ impl<'a> Instance<'a> {
 
     /// The container, as the engine has it.
     pub fn entry(&self) -> Result<Entry, String> {
-        self.setup
-            .engine
-            .find(&self.name)
-            .map_err(|e| e.to_string())
+        let found = self.setup.engine.find(&self.name);
+        found.map_err(|e| e.to_string())
+    }
+
+    /// Why its machine has booted, if it is no clone of a template.
+    pub fn why_booted(&self) -> Result<Option<String>, String> {
+        why_booted(self.setup, &self.name)
     }
 
     /// The processes that stay with it.
@@ -209,9 +216,48 @@ impl Drop for Instance<'_> {
     }
 }
 
+/// The options of `run` that make it this side's.
+pub fn isolation<'a>(side: Side) -> Vec<&'a str> {
+    let mut options = vec!["--isolation", side.kind().name()];
+    if side == Side::Cold {
+        options.push("--cold");
+    }
+    options
+}
+
 /// A container's name: this process's, and nobody else's.
-pub fn name_of(kind: Kind, number: usize) -> String {
-    format!("compare-{}-{}-{number}", std::process::id(), kind.name())
+pub fn name_of(side: Side, number: usize) -> String {
+    format!("compare-{}-{}-{number}", std::process::id(), side.name())
+}
+
+/// Why the machine of the container with this name has booted, if it is no clone of a template. `run` says
+/// nothing of it: a machine that cannot be restored boots, and all is well but the figure.
+pub fn why_booted(setup: &Setup<'_>, name: &str) -> Result<Option<String>, String> {
+    let entry = setup.engine.find(name).map_err(|e| e.to_string())?;
+    let cannot = |e| format!("cannot tell how the machine of {name} was started: {e}");
+    let processes = entry.files.read_processes().map_err(cannot)?;
+    let command = fs::read(format!("/proc/{}/cmdline", processes.vmm.pid)).map_err(cannot)?;
+    if is_restored(&command) {
+        return Ok(None);
+    }
+    let log = fs::read(entry.files.complaints()).unwrap_or_default();
+    Ok(Some(why_in(&String::from_utf8_lossy(&log))))
+}
+
+/// Whether a VMM with this command line, as in proc(5), restores a machine.
+fn is_restored(command: &[u8]) -> bool {
+    command
+        .split(|&byte| byte == 0)
+        .any(|word| word == b"--restore")
+}
+
+/// What a monitor's log says of why its machine has booted.
+fn why_in(log: &str) -> String {
+    let mut lines = log.lines().rev();
+    match lines.find_map(|line| line.split_once(BOOTING)) {
+        Some((_, why)) => last_line(why),
+        None => "all machines boot in this environment".to_owned(),
+    }
 }
 
 /// The last thing that a command said, without what it begins with.
@@ -285,6 +331,26 @@ mod tests {
         drop(sender);
         let texts: Vec<String> = lines.iter().map(|(_, line)| line).collect();
         assert_eq!(texts, ["one\n", "two\n"]);
+    }
+
+    #[test]
+    fn machine_when_it_was_to_be_restored_and_has_booted_says_why() {
+        assert!(is_restored(
+            b"/bin/vmm\0--restore\0/snapshot\0--config\0-\0"
+        ));
+        assert!(!is_restored(b"/bin/vmm\0--config\0-\0"));
+        let log = "bulkhead: booting, not restoring: its template is\u{1b} damaged\nready\n";
+        assert_eq!(why_in(log), "its template is\u{fffd} damaged");
+        assert_eq!(why_in("ready\n"), "all machines boot in this environment");
+    }
+
+    #[test]
+    fn sides_have_names_of_their_own_and_only_one_is_told_to_boot() {
+        let options = |side| isolation(side).join(" ");
+        assert_eq!(options(Side::Cold), "--isolation vm --cold");
+        assert_eq!(options(Side::Warm), "--isolation vm");
+        assert_eq!(options(Side::Container), "--isolation container");
+        assert_ne!(name_of(Side::Cold, 1), name_of(Side::Warm, 1));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use super::rows::ratio;
-use super::{Better, BlastRadius, Evidence, Figure, Kind, Report, Samples, number};
+use super::{Better, BlastRadius, Evidence, Figure, Kind, Report, Samples, Side, VmStart, number};
 
 const STYLE: &str = include_str!("page.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
@@ -18,6 +18,27 @@ impl Kind {
         match self {
             Kind::Vm => "VM",
             Kind::Container => "Container",
+        }
+    }
+}
+
+impl Side {
+    /// The style of its bars.
+    fn class(self) -> &'static str {
+        match self {
+            Side::Cold => "cold",
+            Side::Warm => "warm",
+            Side::Container => "container",
+        }
+    }
+
+    /// What it is called where a figure depends on how the VM was started, or does not.
+    fn title(self, start: VmStart) -> &'static str {
+        match (self, start) {
+            (Side::Container, _) => "Container",
+            (_, VmStart::Warm) => "VM",
+            (Side::Cold, VmStart::Cold) => "VM, cold",
+            (Side::Warm, VmStart::Cold) => "VM, warm",
         }
     }
 }
@@ -108,12 +129,13 @@ impl Report {
             }
         }
         page.push_str("<ul class=\"legend\">\n");
-        for kind in Kind::ALL {
-            let text = match kind {
-                Kind::Vm => "VM: a kernel of its own, on a hypervisor",
-                Kind::Container => "Container: namespaces on the host's kernel",
+        for side in Side::ALL {
+            let text = match side {
+                Side::Cold => "VM, cold: one that has booted its own kernel, on a hypervisor",
+                Side::Warm => "VM, and VM, warm: a clone of a template, as VMs are by default",
+                Side::Container => "Container: namespaces on the host's kernel",
             };
-            writeln!(page, "<li><i class=\"{}\"></i>{text}</li>", kind.name())?;
+            writeln!(page, "<li><i class=\"{}\"></i>{text}</li>", side.class())?;
         }
         page.push_str("</ul>\n");
         Ok(())
@@ -136,41 +158,49 @@ fn write_chart(page: &mut String, figure: &Figure) -> std::fmt::Result {
         escape(&figure.title),
         escape(&unit)
     )?;
-    let most = Kind::ALL
-        .into_iter()
-        .filter_map(|kind| figure.of(kind))
+    let columns = figure.columns();
+    let most = columns
+        .iter()
+        .filter_map(|column| column.2)
         .map(|samples| samples.most)
         .fold(0.0, f64::max);
-    for kind in Kind::ALL {
-        match figure.of(kind) {
-            Some(samples) => write_bar(page, kind, samples, most)?,
+    for &(field, side, samples) in &columns {
+        let title = side.title(figure.vm_start);
+        match samples {
+            Some(samples) => write_bar(page, (field, side.class(), title), samples, most)?,
             None => writeln!(
                 page,
-                "<div class=\"bar\"><span>{}</span><span class=\"quiet\">not measured</span></div>",
-                kind.title()
+                "<div class=\"bar\"><span>{title}</span><span class=\"quiet\">not measured</span></div>"
             )?,
         }
     }
     write!(page, "<p>{}", escape(&figure.meaning))?;
-    if let Some(times) = figure.ratio() {
-        write!(page, "; VM : container = {}", ratio(times))?;
+    for side in [Side::Cold, Side::Warm] {
+        if let Some(times) = figure.ratio_of(side) {
+            let (title, times) = (side.title(figure.vm_start), ratio(times));
+            write!(page, "; {title} : container = {times}")?;
+        }
     }
     page.push_str("</p>\n</figure>\n");
     Ok(())
 }
 
-fn write_bar(page: &mut String, kind: Kind, samples: &Samples, most: f64) -> std::fmt::Result {
+fn write_bar(
+    page: &mut String,
+    (name, class, title): (&str, &str, &str),
+    samples: &Samples,
+    most: f64,
+) -> std::fmt::Result {
     let percent = |value: f64| match most {
         most if most > 0.0 => (value / most * 100.0).clamp(0.0, 100.0),
         _ => 0.0,
     };
-    let (name, title) = (kind.name(), kind.title());
     let shown = number(samples.median);
     writeln!(
         page,
         "<div class=\"bar\" data-kind=\"{name}\"><span>{title}</span>\
          <svg role=\"img\" aria-label=\"{title}: {shown}\">\
-         <rect class=\"{name}\" width=\"{width:.2}%\" height=\"100%\"/>\
+         <rect class=\"{class}\" width=\"{width:.2}%\" height=\"100%\"/>\
          <line class=\"range\" x1=\"{least:.2}%\" x2=\"{greatest:.2}%\" y1=\"50%\" y2=\"50%\"/></svg>\
          <span class=\"value\" data-value=\"{exact}\">{shown}</span></div>",
         width = percent(samples.median).max(LEAST_BAR),
@@ -273,15 +303,41 @@ mod tests {
     #[test]
     fn page_has_a_bar_for_each_figure_of_each_kind_and_says_what_it_means() {
         let mut report = sample::report();
-        report.figures[1].container = None;
+        report.figures[2].container = None;
+        report.figures[3].vm_warm = None;
         let page = report.to_html();
         let bars = page.matches("<rect ").count();
-        assert_eq!(bars, 2 * report.figures.len() - 1);
+        let of_starts = report.figures.iter();
+        let of_starts = of_starts.filter(|f| f.vm_start == VmStart::Cold).count();
+        // The template is one bar, and two are missing.
+        assert_eq!(bars, 2 * report.figures.len() + of_starts - 1 - 2);
+        assert_eq!(page.matches("not measured").count(), 2);
         for figure in &report.figures {
             assert!(page.contains(&escape(&figure.meaning)), "{}", figure.id);
         }
-        assert!(page.contains("not measured"));
         assert!(page.contains("data-value=\"12000\">12,000<"));
+        let chart = |id: &str| {
+            let start = format!("data-id=\"{id}\"");
+            let chart = page.split_once(&*start).expect("a chart").1;
+            chart.split_once("</figure>").expect("its end").0.to_owned()
+        };
+        let start = chart("start_cold");
+        for (kind, title) in [
+            ("vm", "VM, cold"),
+            ("vm_warm", "VM, warm"),
+            ("container", "Container"),
+        ] {
+            let bar = format!("data-kind=\"{kind}\"><span>{title}</span>");
+            assert!(start.contains(&bar), "{start}");
+        }
+        assert!(start.contains("; VM, cold : container = 600x; VM, warm : container = 25.0x<"));
+        assert!(start.contains("<rect class=\"warm\" width=\"4.17%\""));
+        let running = chart("integer");
+        assert!(running.contains("data-kind=\"vm\"><span>VM</span>"));
+        assert!(!running.contains("cold") && !running.contains("vm_warm"));
+        let template = chart("template");
+        assert_eq!(template.matches("class=\"bar\"").count(), 1, "{template}");
+        assert!(template.contains("data-value=\"13000\">13,000<"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod rows;
 
 use serde::{Deserialize, Serialize};
 
-pub use figures::{Better, CATALOGUE, Definition};
+pub use figures::{Better, CATALOGUE, Definition, TEMPLATE};
 pub use number::{count, number};
 pub use rows::Row;
 
@@ -33,6 +33,70 @@ impl Kind {
         match self {
             Kind::Vm => "vm",
             Kind::Container => "container",
+        }
+    }
+}
+
+/// What stands beside what where it matters how a microVM was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// A microVM that has booted.
+    Cold,
+    /// A microVM that is a clone of a template.
+    Warm,
+    /// A container on the host's kernel.
+    Container,
+}
+
+impl Side {
+    /// All of them.
+    pub const ALL: [Side; 3] = [Side::Cold, Side::Warm, Side::Container];
+
+    /// Which kind of isolation it is.
+    pub fn kind(self) -> Kind {
+        match self {
+            Side::Cold | Side::Warm => Kind::Vm,
+            Side::Container => Kind::Container,
+        }
+    }
+
+    /// As parts of names have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Side::Cold => "vm-cold",
+            Side::Warm => "vm-warm",
+            Side::Container => "container",
+        }
+    }
+}
+
+/// Something of each side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sides<T> {
+    /// The booted microVM's.
+    pub cold: T,
+    /// The clone's.
+    pub warm: T,
+    /// The container's on the host's kernel.
+    pub container: T,
+}
+
+impl<T> Sides<T> {
+    /// One side's.
+    pub fn of(&self, side: Side) -> &T {
+        match side {
+            Side::Cold => &self.cold,
+            Side::Warm => &self.warm,
+            Side::Container => &self.container,
+        }
+    }
+
+    /// One side's, to be changed.
+    pub fn of_mut(&mut self, side: Side) -> &mut T {
+        match side {
+            Side::Cold => &mut self.cold,
+            Side::Warm => &mut self.warm,
+            Side::Container => &mut self.container,
         }
     }
 }
@@ -129,7 +193,7 @@ pub enum Kvm {
 /// One figure of both kinds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
-    /// Its name for programs. `start_warm` comes with snapshots.
+    /// Its name for programs.
     pub id: String,
     /// What it belongs to.
     pub group: String,
@@ -143,17 +207,70 @@ pub struct Figure {
     pub meaning: String,
     /// Of a microVM, if it was measured.
     pub vm: Option<Samples>,
+    /// How the microVM that `vm` is of was started. Cold stands for more than that: the figure depends on it,
+    /// and a clone is beside it.
+    #[serde(default)]
+    pub vm_start: VmStart,
+    /// Of a microVM that is a clone of a template, if `vm` is of one that has booted and this was measured.
+    #[serde(default)]
+    pub vm_warm: Option<Samples>,
     /// Of a container on the host's kernel, if it was measured.
     pub container: Option<Samples>,
 }
 
+/// How a microVM was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmStart {
+    /// It has booted, as all had in reports that do not say.
+    #[default]
+    Cold,
+    /// It is a clone of a template.
+    Warm,
+}
+
 impl Figure {
-    /// One kind's.
-    pub fn of(&self, kind: Kind) -> Option<&Samples> {
-        match kind {
-            Kind::Vm => self.vm.as_ref(),
-            Kind::Container => self.container.as_ref(),
+    /// What a definition makes of the measurements of all sides.
+    pub fn of(definition: &Definition, samples: Sides<Vec<f64>>) -> Self {
+        // What was measured of booted microVMs as well depends on that, or there are no others.
+        let (vm_start, vm, vm_warm) = match samples.cold.is_empty() {
+            true => (VmStart::Warm, samples.warm, Vec::new()),
+            false => (VmStart::Cold, samples.cold, samples.warm),
+        };
+        Figure {
+            id: definition.id.to_owned(),
+            group: definition.group.to_owned(),
+            title: definition.title.to_owned(),
+            unit: definition.unit.to_owned(),
+            better: definition.better,
+            meaning: definition.meaning.to_owned(),
+            vm: Samples::of(vm),
+            vm_start,
+            vm_warm: Samples::of(vm_warm),
+            container: Samples::of(samples.container),
         }
+    }
+
+    /// What is beside each other in it: the field, whose it is, and what was measured.
+    pub fn columns(&self) -> Vec<(&'static str, Side, Option<&Samples>)> {
+        let mut columns = match self.vm_start {
+            VmStart::Cold => vec![
+                ("vm", Side::Cold, self.vm.as_ref()),
+                ("vm_warm", Side::Warm, self.vm_warm.as_ref()),
+            ],
+            VmStart::Warm => vec![("vm", Side::Warm, self.vm.as_ref())],
+        };
+        // There is no such thing as a template of a container.
+        if self.id != TEMPLATE {
+            columns.push(("container", Side::Container, self.container.as_ref()));
+        }
+        columns
+    }
+
+    /// One side's.
+    pub fn side(&self, side: Side) -> Option<&Samples> {
+        let mut columns = self.columns().into_iter();
+        columns.find(|column| column.1 == side)?.2
     }
 }
 
@@ -251,6 +368,46 @@ mod tests {
     }
 
     #[test]
+    fn figure_when_its_report_is_from_before_clones_is_of_booted_vms() {
+        let mut value = serde_json::to_value(&sample::report().figures[0]).expect("JSON");
+        let fields = value.as_object_mut().expect("an object");
+        fields.remove("vm_start").expect("the field");
+        fields.remove("vm_warm").expect("the field");
+        let figure: Figure = serde_json::from_value(value).expect("a figure");
+        assert_eq!(figure.vm_start, VmStart::Cold);
+        assert_eq!(figure.vm_warm, None);
+    }
+
+    #[test]
+    fn figure_when_only_clones_were_measured_has_them_as_its_vm() {
+        let figure = |cold: &[f64], warm: &[f64]| {
+            let samples = Sides {
+                cold: cold.to_vec(),
+                warm: warm.to_vec(),
+                container: vec![3.0],
+            };
+            Figure::of(&CATALOGUE[0], samples)
+        };
+        let median = |samples: &Option<Samples>| samples.as_ref().map(|s| s.median);
+        let running = figure(&[], &[2.0]);
+        assert_eq!(running.vm_start, VmStart::Warm);
+        assert_eq!(median(&running.vm), Some(2.0));
+        assert_eq!(running.vm_warm, None);
+        assert_eq!(running.columns().len(), 2);
+        let starting = figure(&[1.0], &[2.0]);
+        assert_eq!(median(&starting.vm), Some(1.0));
+        assert_eq!(median(&starting.vm_warm), Some(2.0));
+        assert_eq!(starting.side(Side::Warm).map(|s| s.median), Some(2.0));
+        // Where no clone could be made, what was measured is not called one.
+        let booted = figure(&[1.0], &[]);
+        assert_eq!(
+            (booted.vm_start, booted.columns().len()),
+            (VmStart::Cold, 3)
+        );
+        assert_eq!(booted.side(Side::Warm), None);
+    }
+
+    #[test]
     fn report_when_written_as_json_is_read_again() {
         let report = sample::report();
         let text = serde_json::to_string(&report).expect("JSON");
@@ -263,6 +420,13 @@ mod tests {
         assert_eq!(value["host"]["kvm"], "software_assisted");
         assert_eq!(value["figures"][0]["id"], "start_cold");
         assert_eq!(value["figures"][0]["better"], "lower");
+        assert_eq!(value["figures"][0]["vm_start"], "cold");
+        assert!(value["figures"][0]["vm_warm"]["median"].is_f64());
+        let figures = value["figures"].as_array().expect("figures");
+        let running = figures.iter().find(|figure| figure["id"] == "integer");
+        let running = running.expect("a figure of what runs");
+        assert_eq!(running["vm_start"], "warm");
+        assert!(running["vm_warm"].is_null());
         assert!(value["figures"][0]["vm"]["median"].is_f64());
     }
 }

@@ -1,9 +1,9 @@
 //! A report as rows of words, for a table on a terminal.
 
-use super::{Figure, Kind, Report, Samples, number};
+use super::{Figure, Kind, Report, Samples, Side, number};
 
-/// Cells of a table: what it is, both kinds, how they compare, and what it means. A heading has only the
-/// first.
+/// Cells of a table: what it is, the microVM as it was started, the container, how they compare, and what it
+/// means. A heading has only the first.
 pub type Row = Vec<String>;
 
 impl Report {
@@ -11,7 +11,8 @@ impl Report {
     pub fn figure_rows(&self) -> Vec<Row> {
         let mut rows = vec![heading(&[
             "FIGURE",
-            "VM",
+            "VM COLD",
+            "VM WARM",
             "CONTAINER",
             "VM:CONTAINER",
             "WHAT IT MEANS",
@@ -22,13 +23,16 @@ impl Report {
                 group = &figure.group;
                 rows.push(vec![group.to_owned()]);
             }
-            rows.push(vec![
-                format!("  {}", figure.name()),
-                cell(figure.of(Kind::Vm)),
-                cell(figure.of(Kind::Container)),
-                figure.ratio().map_or_else(|| "-".to_owned(), ratio),
-                figure.meaning.clone(),
-            ]);
+            let columns = figure.columns();
+            let mut row = vec![format!("  {}", figure.name())];
+            // What has nothing to do with how it was started is left empty, and is not a gap.
+            row.extend(Side::ALL.map(|side| {
+                let column = columns.iter().find(|column| column.1 == side);
+                column.map_or_else(String::new, |column| cell(column.2))
+            }));
+            row.push(figure.ratio().map_or_else(|| "-".to_owned(), ratio));
+            row.push(figure.meaning.clone());
+            rows.push(row);
         }
         rows
     }
@@ -86,9 +90,16 @@ impl Figure {
         }
     }
 
-    /// How many times the container's figure a VM's is.
+    /// How many times the container's figure a VM's is: that of one that was started as they are by default,
+    /// if that was measured.
     pub fn ratio(&self) -> Option<f64> {
-        let (vm, container) = (self.vm.as_ref()?, self.container.as_ref()?);
+        self.ratio_of(Side::Warm)
+            .or_else(|| self.ratio_of(Side::Cold))
+    }
+
+    /// How many times the container's figure this VM's is.
+    pub fn ratio_of(&self, side: Side) -> Option<f64> {
+        let (vm, container) = (self.side(side)?, self.container.as_ref()?);
         (container.median > 0.0).then(|| vm.median / container.median)
     }
 }
@@ -119,16 +130,30 @@ mod tests {
         let mut report = sample::report();
         let rows = report.figure_rows();
         assert_eq!(rows[1], ["Life"]);
+        let heading = ["FIGURE", "VM COLD", "VM WARM", "CONTAINER", "VM:CONTAINER"];
+        assert_eq!(rows[0][..5], heading);
         assert_eq!(
-            rows[2][..4],
-            ["  Start, cold, ms", "12,000", "20.0", "600x"]
+            rows[2][..5],
+            ["  Start, ms", "12,000", "500", "20.0", "25.0x"]
         );
+        assert_eq!(
+            rows[3][..5],
+            ["  Making the template, once, ms", "", "13,000", "", "-"]
+        );
+        let running = rows.iter().find(|row| row[0].starts_with("  Integer"));
+        let running = running.expect("a figure of what runs");
+        assert_eq!((&*running[1], &*running[3]), ("", "20.0"));
+        assert!(!running[2].is_empty());
+        // Without clones, what is said of VMs is said of booted ones.
+        report.figures[0].vm_warm = None;
+        let rows = report.figure_rows();
+        assert_eq!(rows[2][..5], ["  Start, ms", "12,000", "-", "20.0", "600x"]);
         for figure in &mut report.figures {
             figure.container = None;
         }
         report.errors.container = vec!["it is not allowed here".to_owned()];
         let rows = report.figure_rows();
-        assert_eq!(rows[2][..4], ["  Start, cold, ms", "12,000", "-", "-"]);
+        assert_eq!(rows[2][..5], ["  Start, ms", "12,000", "-", "-", "-"]);
         let remarks = report.remarks();
         assert_eq!(
             remarks[0],

@@ -16,8 +16,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use crate::instance::{Setup, keep_the_end, last_line, name_of};
-use crate::report::Kind;
+use crate::instance::{Setup, keep_the_end, last_line, name_of, why_booted};
+use crate::report::Side;
 
 /// The hidden command that a traced command begins as: it waits until it is traced.
 pub const COMMAND: &str = "compare-traced";
@@ -58,16 +58,16 @@ struct Streams {
     pid: u32,
 }
 
-/// Runs a container of this kind whose program makes some system calls, and counts.
-pub fn count(setup: &Setup<'_>, kind: Kind) -> Result<Counted, String> {
+/// Runs a container of this side whose program makes some system calls, and counts.
+pub fn count(setup: &Setup<'_>, side: Side) -> Result<Counted, String> {
     let phase = AtomicUsize::new(Phase::Start as usize);
-    let name = name_of(kind, 9000);
+    let name = name_of(side, 9000);
     let (sender, streams) = channel();
     thread::scope(|scope| {
         // All about a traced process is for one thread to do.
-        let tracer = scope.spawn(|| trace(setup, (kind, &name), &phase, sender));
+        let tracer = scope.spawn(|| trace(setup, (side, &name), &phase, sender));
         let talked = match streams.recv() {
-            Ok(streams) => talk(streams, &phase, setup, &name),
+            Ok(streams) => talk(streams, &phase, setup, (side, &name)),
             // It says why itself.
             Err(_) => Ok(()),
         };
@@ -84,7 +84,7 @@ fn talk(
     streams: Streams,
     phase: &AtomicUsize,
     setup: &Setup<'_>,
-    name: &str,
+    (side, name): (Side, &str),
 ) -> Result<(), String> {
     let Streams {
         mut stdin,
@@ -113,6 +113,12 @@ fn talk(
         })
     };
     line()?;
+    // The calls of a boot are not those of a clone's start.
+    if side == Side::Warm
+        && let Some(why) = why_booted(setup, name)?
+    {
+        return Err(format!("it has booted: {why}"));
+    }
     phase.store(Phase::Work as usize, Ordering::SeqCst);
     let asked = writeln!(stdin, "calls {CALLS}");
     asked.map_err(|e| format!("cannot talk to the traced container: {e}"))?;
@@ -125,12 +131,12 @@ fn talk(
 /// Starts the command, traces it to the end of all that comes of it, and counts.
 fn trace(
     setup: &Setup<'_>,
-    (kind, name): (Kind, &str),
+    (side, name): (Side, &str),
     phase: &AtomicUsize,
     sender: Sender<Streams>,
 ) -> Result<Counted, String> {
     let failed = |e: std::io::Error| format!("cannot trace a container: {e}");
-    let arguments = setup.arguments(&setup.run(kind, name, &["session"]));
+    let arguments = setup.arguments(&setup.run(side, name, &["session"]));
     let mut command = Command::new("/proc/self/exe");
     command
         // What follows is the other command's, and no option of this one.

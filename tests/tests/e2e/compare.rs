@@ -20,6 +20,9 @@ const READ_CHARTS: &str =
     value: bar.querySelector('.value').dataset.value,
 }))";
 
+/// What figures may have beside each other: a VM, a clone beside one that has booted, and a container.
+const SIDES: [&str; 3] = ["vm", "vm_warm", "container"];
+
 /// Runs the command with few and short measurements and returns its JSON and its page.
 fn compare(home: &Home, arguments: &[&str]) -> (Value, String) {
     let page = home.root().join("report.html");
@@ -59,6 +62,7 @@ fn compare_when_both_kinds_run_then_measures_them_and_shows_what_each_keeps_apar
     let ids: BTreeSet<&str> = figures.iter().filter_map(|f| f["id"].as_str()).collect();
     for id in [
         "start_cold",
+        "template",
         "stop",
         "image_read",
         "memory",
@@ -79,19 +83,47 @@ fn compare_when_both_kinds_run_then_measures_them_and_shows_what_each_keeps_apar
         assert!(ids.contains(id), "{id} is not in {ids:?}");
     }
     for figure in figures {
-        // The kernel's memory for a container is told by some hosts, and for containers only.
-        for side in ["vm", "container"] {
-            let optional = matches!(
-                figure["id"].as_str(),
-                Some("memory_kernel" | "memory_guest" | "avx")
-            );
+        let id = figure["id"].as_str().expect("a name");
+        // What is about a start is measured of a VM that boots and of a clone.
+        let depends_on_start = matches!(
+            id,
+            "start_cold" | "stop" | "image_read" | "memory" | "memory_own" | "memory_guest"
+        );
+        if depends_on_start {
+            assert_eq!(figure["vm_start"], "cold", "{figure}");
+        } else {
+            assert_eq!(figure["vm_start"], "warm", "{figure}");
+            assert_eq!(figure["vm_warm"], Value::Null, "{figure}");
+        }
+        for side in SIDES {
+            let is_there = match side {
+                "vm_warm" => depends_on_start,
+                "container" => id != "template",
+                _ => true,
+            };
+            // The kernel's memory for a container is told by some hosts, and for containers only.
+            let optional = matches!(id, "memory_kernel" | "memory_guest" | "avx");
             let median = figure[side]["median"].as_f64();
             assert!(
-                optional || median.is_some_and(|m| m > 0.0),
+                optional || !is_there || median.is_some_and(|m| m > 0.0),
                 "{side} of {figure}"
             );
         }
     }
+    let figure = |id: &str, side: &str| {
+        let found = figures.iter().find(|figure| figure["id"] == id);
+        let median = found.and_then(|figure| figure[side]["median"].as_f64());
+        median.unwrap_or_else(|| panic!("{side} of {id} in {report:#}"))
+    };
+    // A clone boots nothing; and what made its template has booted before that.
+    let (cold, warm) = (figure("start_cold", "vm"), figure("start_cold", "vm_warm"));
+    assert!(warm < cold, "{warm} {cold}");
+    assert!(warm < figure("template", "vm"), "{warm}");
+    assert!(
+        report["notes"]
+            .to_string()
+            .contains("Making the template took")
+    );
 
     let host = evidence(&report, "boot_id", "host");
     assert_eq!(
@@ -111,6 +143,10 @@ fn compare_when_both_kinds_run_then_measures_them_and_shows_what_each_keeps_apar
     };
     assert!(calls("container") >= 10_000, "{}", calls("container"));
     assert!(calls("vm") < calls("container"), "{}", calls("vm"));
+    // Of a VM that boots they are counted if there is time.
+    assert!(evidence(&report, "host_calls_life_warm", "vm").contains(" kinds in all"));
+    let booted = evidence(&report, "host_calls_life", "container");
+    assert!(booted.contains(" kinds in all"), "{booted}");
 
     let blast = &report["blast_radius"];
     assert_eq!(blast["panicked"], true, "{blast:#}");
@@ -134,7 +170,7 @@ fn compare_when_both_kinds_run_then_measures_them_and_shows_what_each_keeps_apar
     let bars = bars.as_array().expect("bars");
     let mut drawn = 0;
     for figure in figures {
-        for side in ["vm", "container"] {
+        for side in SIDES {
             let Some(median) = figure[side]["median"].as_f64() else {
                 continue;
             };
@@ -186,6 +222,7 @@ fn compare_when_one_kind_cannot_run_says_so_and_measures_the_other() {
     let figures = report["figures"].as_array().expect("figures");
     for figure in figures {
         assert_eq!(figure["vm"], Value::Null, "{figure}");
+        assert_eq!(figure["vm_warm"], Value::Null, "{figure}");
     }
     let command = figures
         .iter()
