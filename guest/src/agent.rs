@@ -10,7 +10,7 @@ use crate::containers::Containers;
 use crate::guest::Guest;
 use crate::server::{Server, Wake};
 use crate::signals::{Asked, Signals};
-use crate::{clock, kmsg, mounts, net, power, ready, reaper, vsock};
+use crate::{clock, kmsg, mounts, net, power, ready, reaper, settings, vsock};
 
 /// How long processes may take to end after SIGKILL; one that hangs in the kernel never does.
 const KILL_GRACE: Duration = Duration::from_secs(5);
@@ -26,6 +26,7 @@ pub fn run_as_init(init_start_ns: u64) -> ! {
     // The host is not waiting for any of this; a request that comes meanwhile waits in the backlog.
     std::panic::set_hook(Box::new(|panic| kmsg::error(format_args!("{panic}"))));
     mounts::mount_all();
+    settings::apply();
     if let Err(e) = net::loopback_up() {
         kmsg::error(format_args!("cannot bring the loopback interface up: {e}"));
     }

@@ -7,7 +7,7 @@
 //! - [`http`] and [`connection`] speak HTTP, [`api`] answers, [`info`] knows the machine;
 //! - [`guest`] is what there is between two events: [`containers`], and the [`streams`] of what runs in
 //!   them; [`files`] go in and out in threads of their own;
-//! - [`mounts`] and [`net`] set the guest up, [`reaper`] and [`signals`] are PID 1's duties;
+//! - [`mounts`], [`net`] and [`settings`] set the guest up, [`reaper`] and [`signals`] are PID 1's duties;
 //! - [`agent`] is the loop, [`power`] the end of it; [`host`] is the agent where there is no guest.
 
 pub mod agent;
@@ -29,6 +29,7 @@ pub mod power;
 pub mod ready;
 pub mod reaper;
 pub mod server;
+pub mod settings;
 pub mod signals;
 pub mod streams;
 pub mod vsock;

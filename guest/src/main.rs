@@ -7,6 +7,12 @@
 
 use std::ffi::{CStr, c_char, c_int};
 
+use dlmalloc::GlobalDlmalloc;
+
+/// The C library's asks the kernel for memory, and gives it back, so often that it is felt where the kernel is slow.
+#[global_allocator]
+static HEAP: GlobalDlmalloc = GlobalDlmalloc;
+
 /// Called by libc with the program's arguments.
 #[unsafe(no_mangle)]
 extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {

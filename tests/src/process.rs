@@ -38,6 +38,14 @@ pub fn pss_without_guest_memory(pid: u32) -> io::Result<u64> {
     sum_pss(pid, |mapping| !mapping.is_guest)
 }
 
+/// Proportional set size of process `pid`, all told, in bytes; none if it is gone.
+pub fn pss(pid: u32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let kib = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = kib.and_then(|rest| rest.split_whitespace().next());
+    kib.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
 fn sum_pss(pid: u32, which: impl Fn(&Mapping) -> bool) -> io::Result<u64> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let mappings = mappings(&smaps);

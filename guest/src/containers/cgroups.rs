@@ -9,6 +9,9 @@ use bulkhead_container::cgroup::Location;
 /// What containers are limited and counted by.
 const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "cpuset"];
 
+/// The name of a group that is made before its container. No container has it for an id.
+const SPARE: &str = ".spare";
+
 /// Where containers' groups are. Nothing of it is made before the first container, since a boot would
 /// have to wait for it.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub enum Cgroups {
         root: PathBuf,
         /// Whether the agent has left its root to the groups.
         ready: bool,
+        /// A group that no container has had yet.
+        spare: Option<PathBuf>,
     },
     /// The group of a host's that its one container gets.
     OfAHost(Location),
@@ -32,12 +37,28 @@ impl Cgroups {
         Cgroups::OfAGuest {
             root: "/sys/fs/cgroup".into(),
             ready: false,
+            spare: None,
+        }
+    }
+
+    /// Makes the next container's group of a guest's, as there is time for it now: to make one with all its
+    /// controllers is a good part of making a container. Templates of machines have theirs so.
+    pub fn make_spare(&mut self) {
+        if let Cgroups::OfAGuest {
+            root,
+            ready: true,
+            spare: spare @ None,
+        } = self
+        {
+            let group = root.join("containers").join(SPARE);
+            // Without it the next container makes its own.
+            *spare = fs::create_dir(&group).is_ok().then_some(group);
         }
     }
 
     /// Where a container's group is, which is not made yet; `None` where there are none.
     pub fn of_container(&mut self, id: &str) -> io::Result<Option<Location>> {
-        let (root, ready) = match self {
+        let (root, ready, spare) = match self {
             Cgroups::Nowhere => return Ok(None),
             Cgroups::OfAHost(location) => {
                 if let Location::Directory(group) = location {
@@ -45,8 +66,11 @@ impl Cgroups {
                 }
                 return Ok(Some(location.clone()));
             }
-            Cgroups::OfAGuest { root, ready } => (root, ready),
+            Cgroups::OfAGuest { root, ready, spare } => (root, ready, spare),
         };
+        if let Some(group) = spare.take() {
+            return Ok(Some(group.into()));
+        }
         let containers = root.join("containers");
         if !*ready {
             let agent = root.join("agent");

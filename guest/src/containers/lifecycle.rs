@@ -294,6 +294,7 @@ impl Guest {
                 let program = entry.program;
                 self.tell_of(key, EventKind::Deleted);
                 self.containers.remove(key);
+                self.containers.cgroups.make_spare();
                 if let Some(program) = self.programs.remove(program) {
                     for stream in program.attached {
                         self.drop_stream(stream);

@@ -1,33 +1,59 @@
 //! Measures what the tests must not assert: how long things take. Prints medians as a table.
 //!
-//! `figures [N]` measures N times (5 if not said), and what is quick twice as often. Run by `make figures`, in both lanes. If
-//! `BULKHEAD_FIRECRACKER` names a static `firecracker`, it boots the same kernel and initramfs, in turn
-//! with us.
+//! `figures [N] [PART...]` measures N times (5 if not said), and what is quick twice as often. The parts are `boot`, `restored`,
+//! `containers` and `clones`; all but `clones` if none is named, as that fills a small machine. Run by
+//! `make figures`, in both lanes. If `BULKHEAD_FIRECRACKER` names a static `firecracker`, it boots the same kernel
+//! and initramfs, in turn with us.
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bulkhead_test_guest::REBOOT_PARAMETER;
 use bulkhead_tests::home::Home;
-use bulkhead_tests::lane::Lane;
-use bulkhead_tests::vm::{Setup, Vm};
-use bulkhead_tests::{artifacts, net, process};
+use bulkhead_tests::lane::{Lane, patience};
+use bulkhead_tests::vm::{Restore, Setup, Vm};
+use bulkhead_tests::{artifacts, http, net, process, vsock};
 use serde_json::{Value, json};
+
+/// The agent's port.
+const API_PORT: u32 = 1024;
 
 /// The figures of one VM, by name, in the unit that the name says.
 type Row = Vec<(&'static str, f64)>;
 
 fn main() {
-    let runs = std::env::args()
-        .nth(1)
+    let mut arguments = std::env::args().skip(1);
+    let runs = arguments
+        .next()
         .map_or(5, |n| n.parse().expect("figures [N]: N is a number"));
+    let parts: Vec<String> = arguments.collect();
+    let is_wanted = |part: &str| match parts.is_empty() {
+        true => part != "clones",
+        false => parts.iter().any(|wanted| wanted == part),
+    };
     println!(
         "lane {:?}, median of {runs} (least to most)",
         Lane::current()
     );
+    if is_wanted("boot") {
+        boots(runs);
+    }
+    if is_wanted("restored") {
+        restored(runs);
+    }
+    if is_wanted("containers") {
+        containers(runs);
+    }
+    if is_wanted("clones") {
+        clones(runs);
+    }
+}
+
+fn boots(runs: usize) {
     net::in_new_namespace(|| {
         let _tap = net::Tap::new("figures0", Ipv4Addr::new(10, 7, 0, 1), 24).expect("make a tap");
         measure(
@@ -37,7 +63,6 @@ fn main() {
         );
         measure("the agent: 2 vCPUs, the same", runs, || agent(2));
     });
-    containers(runs);
     measure("a one-program initramfs: 1 vCPU, 128 MiB", runs, || {
         let mut row = one_program();
         if let Some(firecracker) = std::env::var_os("BULKHEAD_FIRECRACKER") {
@@ -54,6 +79,88 @@ fn main() {
     });
 }
 
+/// Restores the agent's guest, until it answers.
+fn restored(runs: usize) {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let snapshot = folder.path().join("snapshot");
+    let mut vm = Setup::agent().start();
+    vm.wait_ready();
+    // What it was about to do after it was ready is done.
+    std::thread::sleep(Duration::from_secs(2));
+    let start = Instant::now();
+    vm.snapshot(&snapshot);
+    let took = ms(start.elapsed());
+    drop(vm);
+    let kib = fs::metadata(snapshot.join("memory")).map_or(0, |m| m.blocks() / 2);
+    println!("\na snapshot of the agent's guest of 128 MiB: {took:.1} ms, {kib} KiB");
+    for verify in ["after_reboot", "always"] {
+        let what = format!("that guest restored, verify {verify}");
+        measure(&what, runs, || {
+            let restore = Restore::new().with("verify", verify.into());
+            let path = restore.path("vsock.sock");
+            let start = Instant::now();
+            let vm = restore.start(&snapshot);
+            let stream = loop {
+                match vsock::connect(&path, API_PORT, patience()) {
+                    Ok(stream) => break stream,
+                    // Not there yet.
+                    Err(_) => std::thread::sleep(Duration::from_micros(200)),
+                }
+            };
+            let answer = http::request(stream, "GET", "/v1/health", None);
+            assert_eq!(answer.expect("ask the agent").0, 200);
+            let mut row = vec![("exec to answer, ms", ms(start.elapsed()))];
+            row.extend(before_the_guest(&vm));
+            row
+        });
+    }
+}
+
+/// Fifty containers that do nothing, all started at once.
+fn clones(runs: usize) {
+    const CLONES: usize = 50;
+    let home = Home::with_busybox();
+    let start = |name: &str| {
+        home.command(&[
+            "run", "--detach", "--name", name, "--memory", "192M", "busybox", "sleep", "1000000",
+        ])
+    };
+    // The template.
+    let first = start("first").output().expect("run");
+    assert!(first.status.success(), "{first:?}");
+    measure("fifty idle containers at once", runs.min(2), || {
+        let began = Instant::now();
+        let names: Vec<String> = (0..CLONES).map(|n| format!("clone{n}")).collect();
+        let mut children: Vec<_> = names
+            .iter()
+            .map(|name| {
+                start(name)
+                    .stdout(Stdio::null())
+                    .spawn()
+                    .expect("start bulkhead")
+            })
+            .collect();
+        let failed = children
+            .iter_mut()
+            .map(|child| child.wait().is_ok_and(|status| status.success()))
+            .filter(|started| !started)
+            .count();
+        let took = ms(began.elapsed());
+        let pss: u64 = home.processes().into_iter().map(process::pss).sum();
+        for name in &names {
+            home.run(&["rm", "--force", name]);
+        }
+        vec![
+            ("all started, ms", took),
+            ("failed", failed as f64),
+            (
+                "PSS of each, all told, MiB",
+                pss as f64 / f64::from(1 << 20) / (CLONES + 1) as f64,
+            ),
+        ]
+    });
+}
+
 /// Runs `true` in containers, from the command's start to its end.
 fn containers(runs: usize) {
     let home = Home::with_busybox();
@@ -62,7 +169,21 @@ fn containers(runs: usize) {
         home.expect(arguments);
         ms(start.elapsed())
     };
-    measure("a container of busybox: 1 vCPU, 512 MiB", runs, || {
+    measure(
+        "a container of busybox, booted: 1 vCPU, 512 MiB",
+        runs,
+        || {
+            vec![(
+                "run --rm --cold true, ms",
+                took(&["run", "--rm", "--cold", "busybox", "true"]),
+            )]
+        },
+    );
+    println!(
+        "\nits template, once, with the first clone: {:.0} ms",
+        took(&["run", "--rm", "busybox", "true"])
+    );
+    measure("a container of busybox, restored", 2 * runs, || {
         vec![(
             "run --rm true, ms",
             took(&["run", "--rm", "busybox", "true"]),
