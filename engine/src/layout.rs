@@ -112,6 +112,11 @@ impl Layout {
         self.run.join("sandboxes")
     }
 
+    /// Whose turn it is to start a machine.
+    pub fn turns(&self) -> PathBuf {
+        self.run.join("turns")
+    }
+
     /// One sandbox that is up: its sockets and the numbers of its processes. It has the short ID for a
     /// name, as a socket's path must be short.
     pub fn sandbox(&self, id: &str) -> PathBuf {

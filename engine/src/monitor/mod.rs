@@ -11,6 +11,7 @@ pub(crate) mod machine;
 mod message;
 mod sandbox;
 pub(crate) mod starting;
+mod turn;
 mod warm;
 
 use std::io;

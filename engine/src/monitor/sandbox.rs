@@ -17,6 +17,7 @@ use super::events::{Event, Watch, watch_signals};
 use super::machine::{HostAgent, Machine};
 use super::message::{Message, may_go, tell};
 use super::starting::{Obstacle, Starting, record_processes};
+use super::turn::Turn;
 use crate::agent::{Agent, Attach, printable};
 use crate::cgroup;
 use crate::error::{Error, Failure, cannot};
@@ -50,6 +51,8 @@ pub struct Sandbox<'a> {
     log: Writer,
     // After the machine, which is what their servers wait for.
     volumes: Attached,
+    /// Until the program runs.
+    turn: Option<Turn>,
 }
 
 impl<'a> Sandbox<'a> {
@@ -87,8 +90,10 @@ impl<'a> Sandbox<'a> {
             init: config.init,
         };
         let agent = Agent::at(&files.api());
+        let mut turn = None;
         let (machine, stream) = match up {
-            Some(mut machine) => {
+            Some((mut machine, its_turn)) => {
+                turn = its_turn;
                 let attached = agent
                     .create(&wanted)
                     .and_then(|_| agent.attach(&config.id, Attach { stdin: false }));
@@ -117,6 +122,7 @@ impl<'a> Sandbox<'a> {
             stream,
             log,
             volumes,
+            turn,
         })
     }
 
@@ -141,6 +147,7 @@ impl<'a> Sandbox<'a> {
             starts: state.starts.saturating_add(1),
             ..State::default()
         };
+        self.turn = None;
         self.record(state)?;
         tell(command, &Message::Started);
 
@@ -287,12 +294,18 @@ fn ended(text: &[u8], error: Option<String>) -> Exit {
 }
 
 /// The container's virtual machine: restored if that is wanted and can be done, else booted.
-fn machine(starting: &Starting<'_>, volumes: &mut Attached) -> Result<Machine, Error> {
+fn machine(
+    starting: &Starting<'_>,
+    volumes: &mut Attached,
+) -> Result<(Machine, Option<Turn>), Error> {
+    let turn = || starting.turn().map_err(Obstacle::into_error);
     if templates::is_wanted(starting.config) {
+        // Before its turn: whoever makes the template has none, and must not have to wait for those who wait for it.
         let template = starting.template(volumes);
         let has_template = template.is_ok();
+        let turn = turn()?;
         match template.and_then(|template| starting.restore(volumes, template)) {
-            Ok(machine) => return Ok(machine),
+            Ok(machine) => return Ok((machine, turn)),
             Err(Obstacle::Over(error)) => return Err(error),
             // For whoever wonders why it took long; the container is none the worse for it.
             Err(Obstacle::Failed(why)) => eprintln!("bulkhead: booting, not restoring: {why}"),
@@ -301,8 +314,10 @@ fn machine(starting: &Starting<'_>, volumes: &mut Attached) -> Result<Machine, E
             // A file server serves one machine, and may have seen that one.
             volumes.reopen(starting.config, starting.files, starting.layout)?;
         }
+        return Ok((starting.boot(volumes)?, turn));
     }
-    starting.boot(volumes)
+    let turn = turn()?;
+    Ok((starting.boot(volumes)?, turn))
 }
 
 /// What the container's root is made of.
