@@ -89,6 +89,7 @@ fn create(engine: &Engine, args: &CreateArgs) -> Outcome {
     let request = Request {
         directory: &args.directory,
         stop: args.stop,
+        paused: false,
         is_interrupted: &|| signals::has_come(&signals),
     };
     engine.snapshots().create(&args.name, &request)?;
@@ -112,8 +113,8 @@ fn list(engine: &Engine, args: &LsArgs) -> Outcome {
     Ok(0)
 }
 
-/// One that cannot be read is listed all the same: it can be removed.
-fn row(snapshot: &Listed) -> Value {
+/// A snapshot in a list. One that cannot be read is listed all the same: it can be removed.
+pub fn row(snapshot: &Listed) -> Value {
     let record = snapshot.record.as_ref().ok();
     let word = |word: Option<String>| word.unwrap_or_else(|| "-".to_owned());
     json!({

@@ -197,6 +197,24 @@ pub fn describe_clone(
     Ok((clone, windows.collect()))
 }
 
+/// What is different in a container's machine that goes on from a checkpoint: its address, its sockets, and where its
+/// disks are, by their numbers.
+pub fn describe_restored(
+    files: &Files,
+    cid: u32,
+    replaced_disks: BTreeMap<usize, PathBuf>,
+) -> RestoreConfig {
+    let sockets = Sockets::of(files);
+    RestoreConfig {
+        replaced_disks,
+        vsock: Some(sockets.device(cid)),
+        control_socket: Some(sockets.control.clone()),
+        // It may be old, and nothing takes its place.
+        verify: Verify::Always,
+        ..RestoreConfig::default()
+    }
+}
+
 /// A VMM that is to be started.
 pub struct Launch<'a> {
     /// A snapshot to restore the machine from, if it is not to boot.

@@ -8,6 +8,9 @@ use super::stay::{StayArgs, check_terminal, enter_raw, pass_on};
 use super::streams::{self, End, Signals, report, terminal_size};
 use crate::Outcome;
 
+/// How the agent ends a container that goes on from a checkpoint later.
+const KILLED: u8 = 9;
+
 /// Attach to the streams of a container that is running.
 #[derive(Args)]
 pub struct AttachArgs {
@@ -26,21 +29,32 @@ pub fn attach(engine: &Engine, args: &AttachArgs) -> Outcome {
     let stdin = entry.config.stdin && !args.no_stdin;
     check_terminal(entry.config.has_terminal(), stdin)?;
     let agent = entry.agent();
-    let connection = agent.attach(&entry.config.id, Attach { stdin })?;
+    let connection = agent.attach(entry.config.guest_id(), Attach { stdin })?;
     let signals = Signals::block()?;
     let raw = enter_raw(entry.config.has_terminal() && stdin)?;
     if let Some(size) = raw.as_ref().and_then(|_| terminal_size()) {
         // Its terminal may be as another was that was attached before.
-        agent.resize(&entry.config.id, size)?;
+        agent.resize(entry.config.guest_id(), size)?;
     }
     let what = args.stay.copy(stdin, raw.as_ref());
     let end = streams::copy(connection, what, &signals, pass_on(engine, &entry))
         .map_err(|e| format!("cannot copy the container's streams: {e}"))?;
     drop(raw);
     match end {
+        End::Exit(exit)
+            if exit.signal == Some(KILLED) && has_checkpoint(engine, &args.container) =>
+        {
+            Ok(0)
+        }
         End::Exit(exit) => Ok(report(exit)),
         End::Detached | End::NobodyReads => Ok(0),
         End::Signal(signal) => Ok(128 + signal),
         End::Lost => Ok(engine.wait(&entry)?),
     }
+}
+
+/// Whether a container has ended with a checkpoint, which is no failure of its program.
+fn has_checkpoint(engine: &Engine, container: &str) -> bool {
+    let entry = engine.find(container);
+    entry.is_ok_and(|entry| entry.state.checkpointed.is_some())
 }

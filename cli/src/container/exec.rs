@@ -65,7 +65,7 @@ pub fn exec(engine: &Engine, args: &ExecArgs) -> Outcome {
         stdin,
         terminal: args.tty.then(terminal_size).flatten(),
     };
-    let (agent, id) = (entry.agent(), &entry.config.id);
+    let (agent, id) = (entry.agent(), entry.config.guest_id());
     if args.detach {
         agent.exec_detached(id, &exec)?;
         return Ok(0);

@@ -85,6 +85,7 @@ fn describe(engine: &Engine, entry: &Entry) -> Value {
             "Error": state.error.clone().unwrap_or_default(),
             "StartedAt": time(state.started),
             "FinishedAt": time(state.finished),
+            "Checkpointed": state.checkpointed.clone().unwrap_or_default(),
         },
         "Image": config.image.id,
         "RestartCount": state.starts.saturating_sub(1),

@@ -1,6 +1,7 @@
 //! The commands for containers.
 
 mod attach;
+mod checkpoint;
 mod control;
 mod copy;
 mod exec;
@@ -66,6 +67,9 @@ pub enum Command {
     Pause(control::NamesArgs),
     /// Let the processes of containers go on
     Unpause(control::NamesArgs),
+    /// Keep moments of containers, to go on from them
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Command),
     /// Give a container another name
     Rename(control::RenameArgs),
 }
@@ -94,6 +98,7 @@ impl Command {
             Command::Cp(args) => copy::copy(engine, &args),
             Command::Pause(args) => control::pause(engine, &args),
             Command::Unpause(args) => control::unpause(engine, &args),
+            Command::Checkpoint(command) => checkpoint::run(engine, &command),
             Command::Rename(args) => control::rename(engine, &args),
         }
     }

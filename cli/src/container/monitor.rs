@@ -1,7 +1,7 @@
 //! The hidden command that a sandbox's monitor is.
 
 use bulkhead_engine::Engine;
-use bulkhead_engine::monitor::{Task, run};
+use bulkhead_engine::monitor::{Origin, Task, run};
 use bulkhead_protocol::TerminalSize;
 use clap::Args;
 
@@ -17,6 +17,10 @@ pub struct MonitorArgs {
     rows: Option<u16>,
     #[arg(long, requires = "rows")]
     columns: Option<u16>,
+    #[arg(long, requires = "of")]
+    checkpoint: Option<String>,
+    #[arg(long, requires = "checkpoint")]
+    of: Option<String>,
 }
 
 impl MonitorArgs {
@@ -27,6 +31,10 @@ impl MonitorArgs {
             id: self.id,
             attached: self.attached,
             terminal: terminal.map(|(rows, columns)| TerminalSize { rows, columns }),
+            checkpoint: self
+                .checkpoint
+                .zip(self.of)
+                .map(|(name, container)| Origin { container, name }),
         };
         run(engine, &task)?;
         Ok(0)

@@ -58,7 +58,12 @@ pub fn run(engine: &Engine, args: &RunArgs) -> Outcome {
     check_terminal(args.container.tty, stdin)?;
     let (new, signals) = make(engine, &args.container)?;
     let terminal = args.container.tty.then(terminal_size).flatten();
-    let (entry, started) = engine.start_new(new, Start { attached, terminal })?;
+    let start = Start {
+        attached,
+        terminal,
+        checkpoint: None,
+    };
+    let (entry, started) = engine.start_new(new, start)?;
     let mut started = wait_created(started, &signals)?;
     if attached {
         let streams = (stdin, terminal);
@@ -94,6 +99,7 @@ fn make(
         spec: spec::build(&id, &image.config, &options)?,
         id,
         name: args.name.clone().unwrap_or_default(),
+        guest_id: None,
         created: Timestamp::now(),
         image: Image {
             name: args.image.clone(),

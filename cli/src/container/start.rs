@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 
-use bulkhead_engine::{Engine, Start, Started};
+use bulkhead_engine::{Engine, Entry, Start, Started};
 use clap::Args;
 
 use super::control::each;
@@ -22,6 +22,12 @@ pub struct StartArgs {
     /// Attach to its input as well
     #[arg(short, long)]
     interactive: bool,
+    /// Go on from this checkpoint of it
+    #[arg(long, value_name = "CHECKPOINT")]
+    checkpoint: Option<String>,
+    /// Let a copy of it go on, under this name, and leave it as it is
+    #[arg(long, value_name = "NAME", requires = "checkpoint")]
+    copy: Option<String>,
     #[command(flatten)]
     stay: StayArgs,
     /// Names or IDs
@@ -56,18 +62,47 @@ pub fn start(engine: &Engine, args: &StartArgs) -> Outcome {
         let start = Start {
             attached: true,
             terminal,
+            checkpoint: None,
         };
-        let started = wait_created(engine.start(&entry, start)?, &signals)?;
+        let (entry, started) = begin(engine, entry, start, args, &signals)?;
         let streams = (args.interactive, terminal);
         return stay(engine, (&entry, started), &signals, streams, &args.stay);
     }
+    if args.copy.is_some() && args.containers.len() > 1 {
+        return Err("only one container can be copied to a name: start the others apart".into());
+    }
     each(&args.containers, |name| {
         let entry = engine.find(name)?;
-        let started = engine.start(&entry, Start::default())?;
-        wait_created(started, &signals)?.go()?;
-        println!("{name}");
+        let (_, mut started) = begin(engine, entry, Start::default(), args, &signals)?;
+        started.go()?;
+        println!("{}", args.copy.as_ref().map_or(name, |copy| copy.as_str()));
         Ok(())
     })
+}
+
+/// Starts a container, or a copy of it, up to where its program can be let go.
+fn begin(
+    engine: &Engine,
+    entry: Entry,
+    mut start: Start,
+    args: &StartArgs,
+    signals: &Signals,
+) -> Result<(Entry, Started), Box<dyn Error>> {
+    if let Some(checkpoint) = &args.checkpoint {
+        start.checkpoint = Some(engine.checkpoint_of(&entry, checkpoint)?);
+    }
+    let Some(copy) = &args.copy else {
+        let started = wait_created(engine.start(&entry, start)?, signals)?;
+        return Ok((entry, started));
+    };
+    let new = engine.copy(&entry, copy)?;
+    let entry = new.entry.clone();
+    let started = engine
+        .start_new(new, start)
+        .map_err(Into::into)
+        .and_then(|(entry, started)| Ok((entry, wait_created(started, signals)?)));
+    // It was never anything but that moment. If it cannot be removed, the reason that is told is the other one.
+    started.inspect_err(|_| _ = engine.remove(&entry, true))
 }
 
 /// Waits until a container's program can be started. A signal before that ends the sandbox, and with it

@@ -55,7 +55,7 @@ pub fn stay(
     (stdin, told): (bool, Option<TerminalSize>),
     args: &StayArgs,
 ) -> Outcome {
-    let (agent, id) = (entry.agent(), &entry.config.id);
+    let (agent, id) = (entry.agent(), entry.config.guest_id());
     let connection = agent.attach(id, Attach { stdin })?;
     started.go()?;
     let raw = enter_raw(entry.config.has_terminal() && stdin)?;
@@ -113,11 +113,11 @@ pub fn pass_on<'a>(engine: &'a Engine, entry: &'a Entry) -> impl FnMut(Got) + 'a
         // What cannot be passed on because the container has just ended need not be.
         match got {
             Got::Resize(size) if entry.config.has_terminal() => {
-                let _ = entry.agent().resize(&entry.config.id, size);
+                let _ = entry.agent().resize(entry.config.guest_id(), size);
             }
             Got::Resize(_) => {}
             Got::Signal(signal) => {
-                let _ = entry.agent().kill(&entry.config.id, signal);
+                let _ = entry.agent().kill(entry.config.guest_id(), signal);
                 if matches!(signal, SIGINT | SIGTERM) {
                     asked += 1;
                     if asked == INSISTENT {

@@ -40,7 +40,7 @@ impl Engine {
             // A held process ends only once it goes on.
             self.unpause(entry)?;
         }
-        entry.agent().kill(&entry.config.id, signal)?;
+        entry.agent().kill(entry.config.guest_id(), signal)?;
         if signal == SIGKILL {
             self.wait_until(entry, Some(Instant::now() + KILL_LIMIT))?;
         }
@@ -57,7 +57,7 @@ impl Engine {
             self.unpause(entry)?;
         }
         let agent = entry.agent();
-        let id = &entry.config.id;
+        let id = entry.config.guest_id();
         // One that has just ended need not be asked.
         let _ = agent.kill(id, entry.config.stop_signal);
         let until = limit.map(|limit| Instant::now() + limit);
@@ -76,13 +76,13 @@ impl Engine {
     /// What a container uses.
     pub fn stats(&self, entry: &Entry) -> Result<Stats, Error> {
         running(entry)?;
-        entry.agent().stats(&entry.config.id)
+        entry.agent().stats(entry.config.guest_id())
     }
 
     /// What runs in a container.
     pub fn processes(&self, entry: &Entry) -> Result<Processes, Error> {
         running(entry)?;
-        entry.agent().processes(&entry.config.id)
+        entry.agent().processes(entry.config.guest_id())
     }
 
     /// Holds the container's processes.
@@ -91,7 +91,7 @@ impl Engine {
             return Err(wrong_state(entry, "there is nothing to pause"));
         }
         running(entry)?;
-        entry.agent().pause(&entry.config.id)?;
+        entry.agent().pause(entry.config.guest_id())?;
         File::create(entry.files.paused())
             .map(drop)
             .map_err(cannot("record that the container is paused"))
@@ -102,7 +102,7 @@ impl Engine {
         if entry.state.status != Status::Paused {
             return Err(wrong_state(entry, "it is not paused"));
         }
-        entry.agent().resume(&entry.config.id)?;
+        entry.agent().resume(entry.config.guest_id())?;
         match fs::remove_file(entry.files.paused()) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(cannot("record that the container goes on")(e))
@@ -115,7 +115,7 @@ impl Engine {
     pub fn wait(&self, entry: &Entry) -> Result<u8, Error> {
         if entry.config.auto_remove && entry.state.status.is_up() {
             // Its record goes with it, but its agent tells.
-            if let Ok(exit) = entry.agent().wait(&entry.config.id) {
+            if let Ok(exit) = entry.agent().wait(entry.config.guest_id()) {
                 return Ok(exit.code);
             }
         }
@@ -185,14 +185,14 @@ impl Engine {
     }
 }
 
-fn running(entry: &Entry) -> Result<(), Error> {
+pub(super) fn running(entry: &Entry) -> Result<(), Error> {
     if entry.state.status.is_up() {
         return Ok(());
     }
     Err(wrong_state(entry, "start it first"))
 }
 
-fn wrong_state(entry: &Entry, needs: &'static str) -> Error {
+pub(super) fn wrong_state(entry: &Entry, needs: &'static str) -> Error {
     Error::WrongState {
         id: short(&entry.config.id).to_owned(),
         is: entry.state.status.name(),

@@ -1,5 +1,6 @@
 //! What front ends call.
 
+mod checkpoint;
 mod control;
 mod create;
 mod find;

@@ -89,7 +89,7 @@ impl Engine {
             state.error = Some("the container's monitor was killed".to_owned());
             files.write_state(&state).map_err(cannot(failed()))?;
         }
-        if config.auto_remove {
+        if config.auto_remove || config.is_stillborn(&state) {
             discard(&self.layout, &files, &config)?;
         }
         Ok(true)

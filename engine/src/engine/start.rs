@@ -16,17 +16,19 @@ use super::{Engine, Entry, New, make_folder};
 use crate::error::{Error, cannot};
 use crate::layout::short;
 use crate::lock;
-use crate::monitor::{self, Connection, Message, Task};
+use crate::monitor::{self, Connection, Message, Origin, Task};
 use crate::record::Isolation;
 use crate::rootless::{self, is_rootless};
 
 /// How to start a container.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Start {
     /// Whether the caller will attach to the streams: the sandbox waits until it has taken all output.
     pub attached: bool,
     /// The size of the terminal, if there is one.
     pub terminal: Option<TerminalSize>,
+    /// The checkpoint that the container goes on from, if it is not to begin.
+    pub checkpoint: Option<Origin>,
 }
 
 /// A container on its way up, or up.
@@ -107,6 +109,7 @@ impl Engine {
             id: entry.config.id.clone(),
             attached: start.attached,
             terminal: start.terminal,
+            checkpoint: start.checkpoint,
         };
         let forked = match entry.config.isolation {
             Isolation::Vm => None,
@@ -167,6 +170,10 @@ impl Engine {
         if let Some(size) = task.terminal {
             command.arg("--rows").arg(size.rows.to_string());
             command.arg("--columns").arg(size.columns.to_string());
+        }
+        if let Some(origin) = &task.checkpoint {
+            command.arg("--checkpoint").arg(&origin.name);
+            command.arg("--of").arg(&origin.container);
         }
         command
     }

@@ -1,6 +1,7 @@
 //! What a monitor waits for.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -20,6 +21,8 @@ pub enum Event {
     MachineEnded,
     /// This process is to end.
     Stop,
+    /// A command asks for something.
+    Request,
     /// The command that started the container has ended.
     CommandEnded,
     /// Nothing, for as long as was to be waited.
@@ -43,12 +46,17 @@ pub fn watch_signals() -> Result<SignalFd, Error> {
 /// What there is to wait for all the time.
 pub struct Watch {
     signals: SignalFd,
+    /// Where commands ask for something, while they may.
+    pub requests: Option<UnixListener>,
 }
 
 impl Watch {
     /// Watches the signals that this process gets.
     pub fn new(signals: SignalFd) -> Self {
-        Watch { signals }
+        Watch {
+            signals,
+            requests: None,
+        }
     }
 
     /// Waits until `fd` can be read, or something happens that matters more or comes first. A `command`
@@ -67,13 +75,14 @@ impl Watch {
             none,
             machine.map_or(none, AsFd::as_fd),
             command.unwrap_or(none),
+            self.requests.as_ref().map_or(none, AsFd::as_fd),
         ];
         loop {
             let mut fds = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
             if !poll_until(&mut fds, until).map_err(cannot("wait for the sandbox"))? {
                 return Ok(Event::Nothing);
             }
-            let [readable, signalled, ended, left] = fds.map(|fd| !fd.revents().is_empty());
+            let [readable, signalled, ended, left, asked] = fds.map(|fd| !fd.revents().is_empty());
             // What has been written counts, even if its writer has ended since.
             if readable && fd.is_some() {
                 return Ok(Event::Readable);
@@ -87,6 +96,36 @@ impl Watch {
             if ended && machine.is_some() {
                 return Ok(Event::MachineEnded);
             }
+            if asked && self.requests.is_some() {
+                return Ok(Event::Request);
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn request_when_nobody_is_to_ask_is_not_seen_and_otherwise_comes_last() {
+        let dir = tempfile::tempdir().expect("folder");
+        let path = dir.path().join("socket");
+        let none = SignalFd::with_flags(&SigSet::empty(), SfdFlags::SFD_NONBLOCK);
+        let mut watch = Watch::new(none.expect("signals"));
+        let listener = UnixListener::bind(&path).expect("listen");
+        let _asking = UnixStream::connect(&path).expect("connect");
+        let (ours, theirs) = UnixStream::pair().expect("pair");
+        let wait = |watch: &Watch| {
+            let now = Some(Instant::now());
+            watch.wait(None, Some(ours.as_fd()), None, now)
+        };
+        assert_eq!(wait(&watch).expect("wait"), Event::Nothing);
+        watch.requests = Some(listener);
+        assert_eq!(wait(&watch).expect("wait"), Event::Request);
+        drop(theirs);
+        assert_eq!(wait(&watch).expect("wait"), Event::Readable);
     }
 }

@@ -6,9 +6,12 @@
 //! command that started it; its standard output is the container's lock, held for as long as the
 //! sandbox is up: whoever gets that lock knows that there is no monitor any more.
 
+mod checkpoint;
 mod events;
 pub(crate) mod machine;
 mod message;
+mod output;
+mod request;
 mod sandbox;
 pub(crate) mod starting;
 mod turn;
@@ -20,7 +23,9 @@ use std::os::unix::net::UnixStream;
 
 use bulkhead_protocol::TerminalSize;
 
+pub use checkpoint::Origin;
 pub use message::{Connection, Message};
+pub use request::{Request, ask};
 
 use crate::engine::{Engine, discard};
 use crate::error::{Error, Failure, cannot};
@@ -41,6 +46,8 @@ pub struct Task {
     pub attached: bool,
     /// The size of the terminal.
     pub terminal: Option<TerminalSize>,
+    /// The checkpoint that the container goes on from, if it is not to begin.
+    pub checkpoint: Option<Origin>,
 }
 
 /// Is the monitor, until the sandbox has ended.
@@ -110,12 +117,14 @@ fn watch(
             Ok(())
         }
         Err(e) => {
+            // If this fails, the next start does it.
+            let _ = checkpoint::put_disk_back(files, config.upper);
             let failure = Failure {
                 exit_code: e.exit_code(),
                 message: e.to_string(),
             };
             sandbox::record_failure(files, &mut state, &failure);
-            if config.auto_remove {
+            if config.auto_remove || config.is_stillborn(&state) {
                 discard(engine.layout(), files, &config)?;
             }
             tell(command, &Message::Failed(failure));

@@ -1,6 +1,6 @@
 //! One sandbox, from the start of its machine to its end.
 
-use std::io::{self, Read};
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -8,22 +8,24 @@ use std::path::Path;
 use bulkhead_agent::containers::rootfs::LastResort;
 use bulkhead_image::progress::Silent;
 use bulkhead_image::{Digest, Store};
-use bulkhead_protocol::frame::{Decoder, Kind, Part};
 use bulkhead_protocol::{CreateContainer, Exit, Lower, Rootfs, Upper as GuestUpper};
 use jiff::Timestamp;
 
 use super::Task;
+use super::checkpoint::{Checkpointed, Moment, forget_disk, put_disk_back};
 use super::events::{Event, Watch, watch_signals};
 use super::machine::{HostAgent, Machine};
 use super::message::{Message, may_go, tell};
+use super::output::{Output, Over};
+use super::request::{self, Asked};
 use super::starting::{Obstacle, Starting, record_processes};
 use super::turn::Turn;
-use crate::agent::{Agent, Attach, printable};
+use crate::agent::{Agent, Attach};
 use crate::cgroup;
 use crate::error::{Error, Failure, cannot};
 use crate::http::Upgraded;
 use crate::layout::Layout;
-use crate::log::{Stream, Writer};
+use crate::log::Writer;
 use crate::record::{Config, Files, Isolation, State, Status, Upper};
 use crate::spec;
 use crate::templates;
@@ -31,7 +33,7 @@ use crate::vm::{IMAGE_SERIAL, UPPER_SERIAL};
 use crate::volumes::Attached;
 
 /// Exit code of a program that was killed with its machine.
-const KILLED: u8 = 128 + 9;
+pub(super) const KILLED: u8 = 128 + 9;
 
 /// Why a sandbox ends before its time.
 const MACHINE_ENDED: &str = "its machine ended";
@@ -42,13 +44,14 @@ pub const COMMAND_ENDED: &str = "the command that started it has ended";
 
 /// A sandbox that is up.
 pub struct Sandbox<'a> {
-    config: &'a Config,
-    files: &'a Files,
-    agent: Agent,
+    pub(super) config: &'a Config,
+    pub(super) files: &'a Files,
+    pub(super) agent: Agent,
     watch: Watch,
     machine: Machine,
-    stream: Upgraded,
-    log: Writer,
+    pub(super) output: Output,
+    /// What it was, if it goes on from a checkpoint.
+    moment: Option<Moment>,
     // After the machine, which is what their servers wait for.
     volumes: Attached,
     /// Until the program runs.
@@ -64,9 +67,12 @@ impl<'a> Sandbox<'a> {
         task: &Task,
         command: &UnixStream,
     ) -> Result<Self, Error> {
+        // A monitor that was killed may have left it.
+        put_disk_back(files, config.upper)?;
         let mut volumes = Attached::open(config, files, layout)?;
         let log = Writer::open(&files.log()).map_err(cannot("open the container's log"))?;
         let watch = Watch::new(watch_signals()?);
+        let mut moment = None;
         let up = match config.isolation {
             Isolation::Vm => {
                 let starting = Starting {
@@ -76,12 +82,20 @@ impl<'a> Sandbox<'a> {
                     watch: &watch,
                     command,
                 };
-                Some(machine(&starting, &mut volumes)?)
+                Some(match &task.checkpoint {
+                    None => machine(&starting, &mut volumes)?,
+                    Some(origin) => {
+                        let turn = starting.turn().map_err(Obstacle::into_error)?;
+                        let (machine, was) = starting.go_on(origin)?;
+                        moment = Some(was);
+                        (machine, turn)
+                    }
+                })
             }
             Isolation::Container => None,
         };
         let wanted = CreateContainer {
-            id: config.id.clone(),
+            id: config.guest_id().to_owned(),
             spec: volumes.complete(&config.spec),
             volumes: volumes.volumes.clone(),
             rootfs: rootfs(config, files),
@@ -94,9 +108,12 @@ impl<'a> Sandbox<'a> {
         let (machine, stream) = match up {
             Some((mut machine, its_turn)) => {
                 turn = its_turn;
-                let attached = agent
-                    .create(&wanted)
-                    .and_then(|_| agent.attach(&config.id, Attach { stdin: false }));
+                let made = match moment {
+                    None => agent.create(&wanted).map(drop),
+                    Some(_) => fit_terminal(&agent, config, task),
+                };
+                let attach = |()| agent.attach(config.guest_id(), Attach { stdin: false });
+                let attached = made.and_then(attach);
                 let stream = attached.map_err(|e| explain(e, &mut machine, files))?;
                 (machine, stream)
             }
@@ -119,8 +136,8 @@ impl<'a> Sandbox<'a> {
             agent,
             watch,
             machine,
-            stream,
-            log,
+            output: Output::new(stream, log),
+            moment,
             volumes,
             turn,
         })
@@ -133,13 +150,25 @@ impl<'a> Sandbox<'a> {
             Event::Readable if may_go(command) => {}
             Event::Readable | Event::CommandEnded => return Err(not_started(COMMAND_ENDED)),
             Event::Stop => return Err(not_started(TOLD_TO_END)),
-            Event::MachineEnded | Event::Nothing => {
+            Event::MachineEnded | Event::Nothing | Event::Request => {
                 let why = self.machine.error(self.files, MACHINE_ENDED);
                 return Err(not_started(&why));
             }
         }
-        if let Err(e) = self.agent.start(&self.config.id) {
-            return Err(self.why_not_started(e));
+        match self.moment {
+            None => {
+                if let Err(e) = self.agent.start(self.config.guest_id()) {
+                    return Err(self.why_not_started(e));
+                }
+            }
+            Some(moment) => {
+                let gone_on = self.go_on(moment);
+                gone_on.map_err(|e| explain(e, &mut self.machine, self.files))?;
+            }
+        }
+        if self.config.isolation == Isolation::Vm {
+            // Whoever knows that it runs may ask.
+            self.watch.requests = Some(request::listen(self.files)?);
         }
         *state = State {
             status: Status::Running,
@@ -151,16 +180,36 @@ impl<'a> Sandbox<'a> {
         self.record(state)?;
         tell(command, &Message::Started);
 
-        let exit = self.follow();
-        // A log that cannot be written is no reason not to record the end.
-        let _ = self.log.finish();
+        let End { exit, checkpoint } = self.follow();
+        self.watch.requests = None;
+        self.output.finish();
         state.status = Status::Exited;
         state.finished = Some(Timestamp::now());
         state.exit_code = exit.code;
         state.oom_killed = exit.oom_killed;
         state.error = exit.error.clone();
+        state.checkpointed = checkpoint.as_ref().map(|kept| kept.name.clone());
         self.record(state)?;
+        if let Some(kept) = checkpoint {
+            // Its processes stand still; with their end whoever is attached hears of it.
+            let _ = self.agent.delete(self.config.guest_id());
+            kept.answer();
+        }
         Ok(exit)
+    }
+
+    /// Lets the processes of a restored container go on, unless their user held them.
+    fn go_on(&self, moment: Moment) -> Result<(), Error> {
+        if moment.paused {
+            let held = File::create(self.files.paused()).map(drop);
+            held.map_err(cannot("record that the container is paused"))?;
+        }
+        // From here on that disk is the container's.
+        forget_disk(self.files)?;
+        match moment.paused {
+            true => Ok(()),
+            false => self.agent.resume(self.config.guest_id()),
+        }
     }
 
     /// Why the program does not run, with the exit code for that: the end of its streams has it.
@@ -171,7 +220,7 @@ impl<'a> Sandbox<'a> {
                 status: 422 | 500,
                 message,
             } => Error::Start(Failure {
-                exit_code: self.follow().code,
+                exit_code: self.follow().exit.code,
                 message,
             }),
             error => explain(error, &mut self.machine, self.files),
@@ -195,7 +244,7 @@ impl<'a> Sandbox<'a> {
         let is_on_host = self.config.isolation == Isolation::Container;
         let has_upper = matches!(self.config.upper, Upper::Disk { .. });
         if is_on_host || has_upper || !self.volumes.disks.is_empty() {
-            let _ = self.agent.delete(&self.config.id);
+            let _ = self.agent.delete(self.config.guest_id());
         }
     }
 
@@ -210,46 +259,30 @@ impl<'a> Sandbox<'a> {
             .map_err(cannot("record the container's state"))
     }
 
-    /// Takes the container's output until its program ends.
-    fn follow(&mut self) -> Exit {
-        let mut decoder = Decoder::new();
-        let mut buffer = std::mem::take(&mut self.stream.received);
-        let mut error = None;
+    /// Takes the container's output until its program ends, or the container with a checkpoint.
+    fn follow(&mut self) -> End {
         loop {
-            let mut rest = &buffer[..];
-            loop {
-                match decoder.next(&mut rest) {
-                    Ok(None) => break,
-                    Ok(Some(Part::Data(kind, bytes))) => {
-                        let stream = match kind {
-                            Kind::Stderr => Stream::Stderr,
-                            _ => Stream::Stdout,
+            match self.output.over() {
+                None => {}
+                Some(Over::Exit(exit)) => return exit.into(),
+                Some(Over::Damaged(why)) => return self.lost(&why).into(),
+                Some(Over::Closed) => return self.lost_machine().into(),
+            }
+            match self.wait_for(&self.output) {
+                Ok(Event::Readable) => self.output.take(),
+                Ok(Event::Request) => {
+                    let asked = self.watch.requests.as_ref().and_then(Asked::accept);
+                    let checkpoint = asked.and_then(|asked| self.checkpoint(asked));
+                    if checkpoint.is_some() {
+                        return End {
+                            exit: Exit::default(),
+                            checkpoint,
                         };
-                        // The container goes on even if its log cannot.
-                        let _ = self.log.write(stream, bytes);
                     }
-                    Ok(Some(Part::Message(Kind::Error, text))) => {
-                        error = Some(printable(&String::from_utf8_lossy(&text)));
-                    }
-                    Ok(Some(Part::Message(Kind::Exit, text))) => {
-                        return ended(&text, error);
-                    }
-                    Ok(Some(_)) => {}
-                    Err(e) => return self.lost(&format!("the agent's stream is damaged: {e}")),
                 }
-            }
-            buffer.resize(64 << 10, 0);
-            match self.wait_for(&self.stream.stream) {
-                Ok(Event::Readable) => {}
-                Ok(Event::Stop) => return self.lost(TOLD_TO_END),
-                Ok(_) => return self.lost_machine(),
-                Err(e) => return self.lost(&e.to_string()),
-            }
-            match self.stream.stream.read(&mut buffer) {
-                Ok(0) => return self.lost_machine(),
-                Ok(n) => buffer.truncate(n),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => buffer.clear(),
-                Err(_) => return self.lost_machine(),
+                Ok(Event::Stop) => return self.lost(TOLD_TO_END).into(),
+                Ok(_) => return self.lost_machine().into(),
+                Err(e) => return self.lost(&e.to_string()).into(),
             }
         }
     }
@@ -272,6 +305,22 @@ impl<'a> Sandbox<'a> {
     }
 }
 
+/// How a container has ended.
+struct End {
+    exit: Exit,
+    /// If it has ended with a checkpoint.
+    checkpoint: Option<Checkpointed>,
+}
+
+impl From<Exit> for End {
+    fn from(exit: Exit) -> Self {
+        End {
+            exit,
+            checkpoint: None,
+        }
+    }
+}
+
 /// Records that a container could not be started.
 pub fn record_failure(files: &Files, state: &mut State, failure: &Failure) {
     state.exit_code = failure.exit_code;
@@ -281,16 +330,6 @@ pub fn record_failure(files: &Files, state: &mut State, failure: &Failure) {
     }
     // The command is told, whether or not this can be written.
     let _ = files.write_state(state);
-}
-
-fn ended(text: &[u8], error: Option<String>) -> Exit {
-    let mut exit: Exit = serde_json::from_slice(text).unwrap_or_else(|_| Exit {
-        code: KILLED,
-        error: Some("the agent does not say how the program ended".to_owned()),
-        ..Exit::default()
-    });
-    exit.error = exit.error.map(|text| printable(&text)).or(error);
-    exit
 }
 
 /// The container's virtual machine: restored if that is wanted and can be done, else booted.
@@ -346,6 +385,14 @@ fn rootfs(config: &Config, files: &Files) -> Rootfs {
             Upper::Disk { .. } => disk,
         },
         files: spec::files(&config.spec),
+    }
+}
+
+/// Gives the terminal of a restored container the size of the user's.
+fn fit_terminal(agent: &Agent, config: &Config, task: &Task) -> Result<(), Error> {
+    match task.terminal {
+        Some(size) => agent.resize(config.guest_id(), size),
+        None => Ok(()),
     }
 }
 

@@ -87,7 +87,8 @@ impl Starting<'_> {
         match event.map_err(Obstacle::Over)? {
             Event::Readable => Ok(Waited::Readable),
             Event::MachineEnded => Ok(Waited::MachineEnded),
-            Event::Nothing => Ok(Waited::Nothing),
+            // Nobody is listened to yet.
+            Event::Nothing | Event::Request => Ok(Waited::Nothing),
             Event::Stop => Err(Obstacle::Over(not_started(TOLD_TO_END))),
             Event::CommandEnded => Err(Obstacle::Over(not_started(COMMAND_ENDED))),
         }

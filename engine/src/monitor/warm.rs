@@ -40,7 +40,7 @@ impl Starting<'_> {
             complaints: &self.files.complaints(),
         };
         let mut machine = self.watch_vmm(launch.start(&document)?)?;
-        match self.wake(&mut machine, windows) {
+        match self.wake(&mut machine, windows, boot_limit() / PART_OF_BOOT) {
             Ok(()) => Ok(machine),
             Err(obstacle) => {
                 // A machine that somebody has killed says nothing about the template.
@@ -100,9 +100,14 @@ impl Starting<'_> {
         }
     }
 
-    /// Has the agent of a machine that is being restored learn what it cannot know.
-    fn wake(&self, machine: &mut Machine, windows: Vec<u32>) -> Result<(), Obstacle> {
-        let until = Instant::now() + boot_limit() / PART_OF_BOOT;
+    /// Has the agent of a machine that is being restored learn what it cannot know, within `limit`.
+    pub(super) fn wake(
+        &self,
+        machine: &mut Machine,
+        windows: Vec<u32>,
+        limit: Duration,
+    ) -> Result<(), Obstacle> {
+        let until = Instant::now() + limit;
         let sockets = Sockets::of(self.files);
         let asleep_ns = loop {
             let answer = http::ask(&sockets.control, "GET", "/v1/vm", "", CONTROL_LIMIT);
@@ -155,7 +160,7 @@ impl Starting<'_> {
 }
 
 /// An address on the vsock that no other clone has, as far as chance goes. 0 to 2 and the last one are taken.
-fn random_cid() -> Result<u32, Error> {
+pub(super) fn random_cid() -> Result<u32, Error> {
     loop {
         let mut bytes = [0; 4];
         names::random(&mut bytes).map_err(cannot("get random numbers"))?;

@@ -7,6 +7,7 @@ use bulkhead_container::spec::Spec;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::State;
 use crate::volumes::VolumeMount;
 
 /// A container, as it was asked for. Fields are only ever added.
@@ -16,6 +17,10 @@ pub struct Config {
     pub id: String,
     /// Its name.
     pub name: String,
+    /// What the agent calls it, if that is not its ID: a container that was copied from a checkpoint has in the
+    /// guest the ID of the container that the checkpoint was taken of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_id: Option<String>,
     /// When it was created.
     pub created: Timestamp,
     /// What it was made from.
@@ -57,6 +62,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// What the agent calls it.
+    pub fn guest_id(&self) -> &str {
+        self.guest_id.as_deref().unwrap_or(&self.id)
+    }
+
+    /// Whether it was copied from a checkpoint and has never gone on from there: it is nothing then.
+    pub fn is_stillborn(&self, state: &State) -> bool {
+        self.guest_id.is_some() && state.starts == 0
+    }
+
     /// The program and its arguments.
     pub fn command(&self) -> &[String] {
         let process = self.spec.process.as_ref();

@@ -33,6 +33,19 @@ impl Files {
     pub fn upper(&self) -> PathBuf {
         self.folder.join("upper.ext4")
     }
+    /// The disk that changes went to, while it is not sure that the container goes on from a checkpoint with
+    /// another one.
+    pub fn upper_before(&self) -> PathBuf {
+        self.folder.join("upper.before")
+    }
+    /// The disk of a checkpoint, while it is copied.
+    pub fn upper_new(&self) -> PathBuf {
+        self.folder.join("upper.new")
+    }
+    /// The checkpoints that were taken of it.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.folder.join("checkpoints")
+    }
     /// The disk with copies of the host's folders, while the sandbox is up.
     pub fn copies(&self) -> PathBuf {
         self.folder.join("copies.erofs")
@@ -56,6 +69,10 @@ impl Files {
     /// The VMM's control socket.
     pub fn control(&self) -> PathBuf {
         self.sandbox.join("control.sock")
+    }
+    /// Where the monitor is asked for something.
+    pub fn requests(&self) -> PathBuf {
+        self.sandbox.join("monitor.sock")
     }
     /// The sockets of the machine that becomes a template, while it does.
     pub fn template_sockets(&self) -> PathBuf {

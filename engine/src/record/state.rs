@@ -25,6 +25,9 @@ pub struct State {
     /// What went wrong, if it was not the program's own doing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The checkpoint that it ended with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpointed: Option<String>,
     /// How often it has been started.
     #[serde(default)]
     pub starts: u32,

@@ -1,4 +1,5 @@
 //! Snapshots that the user has taken of virtual machines of `bulkhead boot`, and what it takes to go on from one.
+//! Checkpoints of containers are kept in the same way.
 //!
 //! - [`record`] is `snapshot.json`: what we know of one beside what the VMM has written;
 //! - [`store`] is where they are kept, by their names;

@@ -30,6 +30,9 @@ pub struct Record {
     pub size_bytes: u64,
     /// Whether our agent answered in the guest when it was taken.
     pub agent: bool,
+    /// Whether the container in it was paused by its user. One that was not is held for the snapshot alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// All disks of the VM.
     pub disks: Vec<Disk>,
 }

@@ -1,4 +1,4 @@
-//! Where snapshots are kept: a folder for each, by its name, and a lock beside it. Whoever restores from one shares
+//! Where snapshots are kept, and containers' checkpoints: a folder for each, by its name, and a lock beside it. Whoever restores from one shares
 //! the lock until the VMM has it open; whoever makes or removes one has it alone.
 
 use std::collections::BTreeMap;
@@ -18,14 +18,24 @@ use crate::folder::{bytes_in, sync};
 use crate::layout::Layout;
 use crate::lock::try_make;
 use crate::names;
+use crate::record::Files;
 
 /// What the names of folders begin with in which a snapshot is made or removed.
 const UNFINISHED: &str = ".making.";
 
-/// All snapshots under one root.
+/// Snapshots that are kept in one folder.
 #[derive(Debug, Clone)]
 pub struct Snapshots {
     folder: PathBuf,
+    words: Words,
+}
+
+/// What the user calls them.
+#[derive(Debug, Clone)]
+struct Words {
+    noun: &'static str,
+    /// The command that lists them.
+    list: String,
 }
 
 /// A snapshot, held: nobody removes it meanwhile.
@@ -88,32 +98,59 @@ impl Snapshot {
 }
 
 impl Snapshots {
-    /// Those of this layout.
+    /// Those of microVMs, under this layout.
     pub fn of(layout: &Layout) -> Self {
         Snapshots {
             folder: layout.snapshots(),
+            words: Words {
+                noun: "snapshot",
+                list: "bulkhead snapshot ls".to_owned(),
+            },
+        }
+    }
+
+    /// The checkpoints of a container.
+    pub fn of_container(files: &Files, name: &str) -> Self {
+        Snapshots {
+            folder: files.checkpoints(),
+            words: Words {
+                noun: "checkpoint",
+                list: format!("bulkhead checkpoint ls {name}"),
+            },
+        }
+    }
+
+    /// Fails if none can be kept under this name.
+    pub fn check_free(&self, name: &str) -> Result<(), Error> {
+        self.check_name(name)?;
+        match fs::symlink_metadata(self.folder.join(name)) {
+            Ok(_) => Err(Error::Invalid(format!(
+                "there is a {} {name} already: remove it first, or choose another name",
+                self.words.noun
+            ))),
+            Err(_) => Ok(()),
         }
     }
 
     /// Takes a snapshot of a running machine and keeps it under a name that is free.
     pub fn create(&self, name: &str, request: &Request<'_>) -> Result<(), Error> {
-        check_name(name)?;
+        self.check_name(name)?;
         make_folder(&self.folder)?;
         self.sweep()?;
         let _lock = self.alone(name)?;
+        self.check_free(name)?;
         let folder = self.folder.join(name);
-        if fs::symlink_metadata(&folder).is_ok() {
-            return Err(Error::Invalid(format!(
-                "there is a snapshot {name} already: remove it first, or choose another name"
-            )));
-        }
         let unfinished = self.unfinished(name)?;
         let put_in_place = || {
             // What a machine that loses its power leaves must not be taken for whole.
             sync(&unfinished)
                 .and_then(|()| fs::rename(&unfinished, &folder))
                 .and_then(|()| File::open(&self.folder)?.sync_all())
-                .map_err(cannot(format!("keep the snapshot {}", folder.display())))
+                .map_err(cannot(format!(
+                    "keep the {} {}",
+                    self.words.noun,
+                    folder.display()
+                )))
         };
         let taken = take::take(request, &unfinished, &put_in_place);
         if taken.is_err() {
@@ -125,11 +162,11 @@ impl Snapshots {
 
     /// Finds a snapshot.
     pub fn open(&self, name: &str) -> Result<Snapshot, Error> {
-        check_name(name)?;
+        self.check_name(name)?;
         let folder = self.find(name)?;
         let shared = FlockOperation::NonBlockingLockShared;
-        let lock = try_make(&self.lock(name), shared).map_err(cannot("lock a snapshot"))?;
-        let lock = lock.ok_or_else(|| busy(name))?;
+        let lock = try_make(&self.lock(name), shared).map_err(cannot(self.words.to("lock")))?;
+        let lock = lock.ok_or_else(|| self.words.busy(name))?;
         // It may have gone before it was ours.
         self.find(name)?;
         Ok(Snapshot {
@@ -159,11 +196,17 @@ impl Snapshots {
 
     /// Removes a snapshot. Machines that were restored from it go on.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
-        check_name(name)?;
+        self.check_name(name)?;
         self.sweep()?;
         let folder = self.find(name)?;
         let _lock = self.alone(name)?;
-        let failed = || cannot(format!("remove the snapshot {}", folder.display()));
+        let failed = || {
+            cannot(format!(
+                "remove the {} {}",
+                self.words.noun,
+                folder.display()
+            ))
+        };
         // By one step it is gone; what follows can be finished by anybody.
         let grave = self.unfinished(name)?;
         fs::rename(&folder, &grave).map_err(failed())?;
@@ -180,7 +223,7 @@ impl Snapshots {
                 continue;
             };
             let alone = FlockOperation::NonBlockingLockExclusive;
-            let lock = try_make(&self.lock(name), alone).map_err(cannot("lock a snapshot"))?;
+            let lock = try_make(&self.lock(name), alone).map_err(cannot(self.words.to("lock")))?;
             // Else somebody is at it.
             if let Some(_lock) = lock {
                 let path = self.folder.join(&unfinished);
@@ -203,7 +246,8 @@ impl Snapshots {
         match folder.is_dir() {
             true => Ok(folder),
             false => Err(Error::Invalid(format!(
-                "there is no snapshot {name} (`bulkhead snapshot ls` lists them)"
+                "there is no {} {name} (`{}` lists them)",
+                self.words.noun, self.words.list
             ))),
         }
     }
@@ -212,18 +256,30 @@ impl Snapshots {
     fn alone(&self, name: &str) -> Result<File, Error> {
         let path = self.lock(name);
         let made = try_make(&path, FlockOperation::NonBlockingLockExclusive);
-        made.map_err(cannot("lock a snapshot"))?
-            .ok_or_else(|| busy(name))
+        made.map_err(cannot(self.words.to("lock")))?
+            .ok_or_else(|| self.words.busy(name))
     }
 
     fn lock(&self, name: &str) -> PathBuf {
         self.folder.join(format!(".{name}.lock"))
     }
 
+    /// Names are names of folders.
+    fn check_name(&self, name: &str) -> Result<(), Error> {
+        if names::is_valid(name) {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "`{name}` cannot be a {}'s name: use at least two letters, digits, `_`, `.` and `-`, the \
+             first a letter or a digit",
+            self.words.noun
+        )))
+    }
+
     /// A folder for one that is made or removed. Nobody had its name before.
     fn unfinished(&self, name: &str) -> Result<PathBuf, Error> {
         let mut number = [0; 4];
-        names::random(&mut number).map_err(cannot("make a snapshot"))?;
+        names::random(&mut number).map_err(cannot(self.words.to("make")))?;
         let number = u32::from_le_bytes(number);
         Ok(self.folder.join(format!("{UNFINISHED}{name}.{number:08x}")))
     }
@@ -235,21 +291,17 @@ fn unfinished_name(folder: &str) -> Option<&str> {
     names::is_valid(name).then_some(name)
 }
 
-fn busy(name: &str) -> Error {
-    Error::Invalid(format!(
-        "another command makes, restores or removes the snapshot {name}: try again when it is done"
-    ))
-}
-
-/// Names are names of folders.
-fn check_name(name: &str) -> Result<(), Error> {
-    if names::is_valid(name) {
-        return Ok(());
+impl Words {
+    fn to(&self, verb: &str) -> String {
+        format!("{verb} a {}", self.noun)
     }
-    Err(Error::Invalid(format!(
-        "`{name}` cannot be a snapshot's name: use at least two letters, digits, `_`, `.` and `-`, the \
-         first a letter or a digit"
-    )))
+
+    fn busy(&self, name: &str) -> Error {
+        Error::Invalid(format!(
+            "another command makes, restores or removes the {} {name}: try again when it is done",
+            self.noun
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -305,6 +357,7 @@ mod tests {
             let request = Request {
                 directory: self.dir.path(),
                 stop,
+                paused: false,
                 is_interrupted: &|| false,
             };
             snapshots.create(name, &request)
@@ -416,6 +469,7 @@ mod tests {
         let request = Request {
             directory: vmm.dir.path(),
             stop: true,
+            paused: false,
             // After the memory.
             is_interrupted: &|| calls.replace(calls.get() + 1) > 0,
         };

@@ -35,6 +35,8 @@ pub struct Request<'a> {
     pub directory: &'a Path,
     /// Whether the machine ends with it.
     pub stop: bool,
+    /// Whether the container in it was paused by its user.
+    pub paused: bool,
     /// Whether somebody has asked for it to be given up.
     pub is_interrupted: &'a dyn Fn() -> bool,
 }
@@ -175,6 +177,7 @@ pub fn take(
         memory_mib: vm.config.memory_mib,
         size_bytes: bytes_in(folder),
         agent,
+        paused: request.paused,
         disks,
     };
     record.write(folder)?;

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod boot;
+mod checkpoint;
 mod cli;
 mod compare;
 mod console;

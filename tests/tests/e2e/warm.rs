@@ -44,7 +44,7 @@ fn ask(home: &Home, container: &str, socket: &str, path: &str) -> Value {
 }
 
 /// What the VMM says of a container's machine.
-fn vm(home: &Home, container: &str) -> Value {
+pub fn vm(home: &Home, container: &str) -> Value {
     ask(home, container, "ControlSocket", "/v1/vm")
 }
 

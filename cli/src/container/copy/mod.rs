@@ -72,7 +72,9 @@ fn parse(text: &str) -> End<'_> {
 }
 
 fn take_out(entry: &Entry, path: &str, target: &str, owners: bool) -> Outcome {
-    let mut tar = entry.agent().files(&entry.config.id, &absolute(path))?;
+    let mut tar = entry
+        .agent()
+        .files(entry.config.guest_id(), &absolute(path))?;
     if target == "-" {
         io::copy(&mut tar, &mut io::stdout().lock())?;
         return Ok(0);
@@ -94,7 +96,7 @@ fn take_out(entry: &Entry, path: &str, target: &str, owners: bool) -> Outcome {
 }
 
 fn put_in(entry: &Entry, source: &str, path: &str) -> Outcome {
-    let (agent, id) = (entry.agent(), &entry.config.id);
+    let (agent, id) = (entry.agent(), entry.config.guest_id());
     let path = absolute(path);
     if source == "-" {
         agent.put_files(id, &path, &mut io::stdin().lock())?;
@@ -152,7 +154,7 @@ fn pack(source: &Path, name: Option<&Path>, writer: impl Write) -> io::Result<()
 
 /// What is at `path` in the container: the first entry of its archive says so.
 fn kind_of(entry: &Entry, path: &str) -> Option<tar::EntryType> {
-    let body = entry.agent().files(&entry.config.id, path).ok()?;
+    let body = entry.agent().files(entry.config.guest_id(), path).ok()?;
     let mut archive = tar::Archive::new(body.take(1 << 20));
     let first = archive.entries().ok()?.next()?.ok()?;
     Some(first.header().entry_type())
