@@ -36,7 +36,7 @@ impl Rig {
         file.write_all(&vec![1; BLOCKS as usize * BLOCK as usize])
             .unwrap();
         let block = Block::open(BlockConfig {
-            path: file.path().to_owned(),
+            path: Some(file.path().to_owned()),
             read_only: false,
             serial: None,
             rate_limit: None,

@@ -104,12 +104,12 @@ fn device(kind: u8, folder: &Path) -> Box<dyn VirtioDevice> {
         0 => Box::new(Rng::new(name, &RateLimit::default()).expect("rng")),
         1 => Box::new(
             Block::open(BlockConfig {
-                path: folder.join("disk"),
+                path: Some(folder.join("disk")),
                 read_only: false,
                 serial: None,
                 rate_limit: None,
                 name,
-                engine: Engine::Threads,
+                engine: Engine::ThreadPool,
             })
             .expect("block"),
         ),

@@ -150,8 +150,9 @@ pub struct KernelConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// The file.
-    pub path: PathBuf,
+    /// The file. None: an empty drive, which a VM that is restored from a snapshot can have a disk in.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
     /// Whether the guest may only read.
     #[serde(default)]
     pub read_only: bool,

@@ -94,7 +94,7 @@ impl BootArgs {
             // The type, so that the kernel does not try others; the name, because it is ours.
             cmdline.push("rootfstype=erofs init=/init");
             disks.push(DiskConfig {
-                path: Artifact::AgentImage.find()?,
+                path: Some(Artifact::AgentImage.find()?),
                 read_only: true,
                 serial: None,
                 rate_limit: None,
@@ -161,7 +161,7 @@ fn parse_disk(text: &str) -> Result<DiskConfig, String> {
         return Err("a disk needs a file".to_owned());
     }
     Ok(DiskConfig {
-        path: path.into(),
+        path: Some(path.into()),
         read_only,
         serial: None,
         rate_limit: None,
@@ -222,7 +222,7 @@ mod tests {
     fn disk_suffix_decides_who_may_write() {
         assert!(parse_disk("a:b.img:ro").expect("ro").read_only);
         let disk = parse_disk("a:b.img").expect("rw");
-        assert_eq!((disk.path, disk.read_only), ("a:b.img".into(), false));
+        assert_eq!((disk.path, disk.read_only), (Some("a:b.img".into()), false));
         assert!(parse_disk(":ro").is_err());
     }
 

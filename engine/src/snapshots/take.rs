@@ -61,12 +61,13 @@ impl Vm {
         let added = self.restored.iter().flat_map(|it| &it.added.disks);
         let disks = self.config.disks.iter().chain(added).enumerate();
         disks
-            .map(|(index, disk)| self.describe(index, disk))
+            .filter_map(|(index, disk)| Some((index, disk, disk.path.as_ref()?)))
+            .map(|(index, disk, path)| self.describe(index, disk, path))
             .collect()
     }
 
-    fn describe(&self, index: usize, disk: &DiskConfig) -> Result<Disk, Error> {
-        let path = self.absolute(&disk.path)?;
+    fn describe(&self, index: usize, disk: &DiskConfig, path: &Path) -> Result<Disk, Error> {
+        let path = self.absolute(path)?;
         let metadata = fs::metadata(&path)
             .map_err(cannot(format!("find the VM's disk {}", path.display())))?;
         if metadata.file_type().is_block_device() && !disk.read_only {

@@ -133,7 +133,7 @@ impl Attached {
             self.to_fill.push(volume.unfilled());
         }
         self.disks.push(DiskConfig {
-            path: volume.disk(),
+            path: Some(volume.disk()),
             read_only: wanted.read_only,
             serial: Some(serial.clone()),
             rate_limit: None,
@@ -187,7 +187,7 @@ impl Attached {
         let sources = served.iter().map(|served| &*served.shared.path);
         copy::write(sources, &disk).map_err(|e| cannot(failed())(io::Error::other(e)))?;
         self.disks.push(DiskConfig {
-            path,
+            path: Some(path),
             read_only: true,
             serial: Some(COPIES.to_owned()),
             rate_limit: None,

@@ -3,11 +3,45 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const BLOCK: &str = "/sys/block";
+/// How long a disk that was put into a drive may take to be noticed.
+const NOTICED_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Serials of disks, and their names: to ask a disk is a request to the host. They are never taken away.
+static KNOWN: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 
 /// The device node of the virtio disk whose serial this is.
 pub fn with_serial(serial: &str) -> Option<PathBuf> {
-    let name = find(Path::new("/sys/block"), serial)?;
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known_name = |known: &[(String, String)]| {
+        let found = known.iter().find(|(of, _)| of == serial);
+        found.map(|(_, name)| name.clone())
+    };
+    let name = match known_name(&known) {
+        Some(name) => name,
+        None => {
+            *known = all(Path::new(BLOCK));
+            known_name(&known)?
+        }
+    };
+    drop(known);
+    wait_for_size(&Path::new(BLOCK).join(&name));
     Some(Path::new("/dev").join(name))
+}
+
+/// Waits until a drive has a disk, of which the kernel has been told but need not have taken note yet. What uses it will
+/// say so if there is none.
+fn wait_for_size(disk: &Path) {
+    let until = Instant::now() + NOTICED_WITHIN;
+    let size = disk.join("size");
+    while fs::read(&size).is_ok_and(|size| size == b"0\n") && Instant::now() < until {
+        thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// Whether the disk of this device node cannot be written to.
@@ -17,13 +51,16 @@ pub fn is_read_only(disk: &Path) -> bool {
     fs::read_to_string(flag).is_ok_and(|text| text.trim_end() == "1")
 }
 
-fn find(block: &Path, serial: &str) -> Option<String> {
-    let disks = fs::read_dir(block).ok()?;
-    disks.flatten().find_map(|disk| {
+/// The serials that there are, and the names of their disks.
+fn all(block: &Path) -> Vec<(String, String)> {
+    let disks = fs::read_dir(block).into_iter().flatten().flatten();
+    let disks = disks.filter_map(|disk| {
         // Only virtio disks have the file.
-        let found = fs::read_to_string(disk.path().join("serial")).ok()?;
-        (found.trim_end_matches('\n') == serial).then(|| disk.file_name().into_string().ok())?
-    })
+        let serial = fs::read_to_string(disk.path().join("serial")).ok()?;
+        let serial = serial.trim_end_matches('\n').to_owned();
+        Some((serial, disk.file_name().into_string().ok()?))
+    });
+    disks.collect()
 }
 
 #[cfg(test)]
@@ -44,11 +81,23 @@ mod tests {
                 fs::write(disk.join("serial"), serial).expect("write");
             }
         }
-        assert_eq!(find(dir.path(), "image").as_deref(), Some("vdc"));
-        assert_eq!(find(dir.path(), "image-2").as_deref(), Some("vdb"));
-        assert_eq!(
-            (find(dir.path(), "imag"), find(dir.path(), "")),
-            (None, None)
-        );
+        let mut found = all(dir.path());
+        found.sort();
+        let pair = |serial: &str, name: &str| (serial.to_owned(), name.to_owned());
+        assert_eq!(found, [pair("image", "vdc"), pair("image-2", "vdb")]);
+    }
+
+    #[test]
+    fn drive_when_it_has_a_disk_is_waited_for_no_longer() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let size = dir.path().join("size");
+        fs::write(&size, "0\n").expect("write");
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| wait_for_size(dir.path()));
+            thread::sleep(20 * LOOK_AGAIN);
+            assert!(!waiting.is_finished());
+            fs::write(&size, "8\n").expect("write");
+        });
+        assert_eq!(fs::read(&size).expect("read"), b"8\n");
     }
 }

@@ -183,7 +183,7 @@ impl State {
         for (index, path) in std::mem::take(&mut wanted.replaced_disks) {
             let mut disks = config.disks.iter_mut().chain(&mut added_disks);
             match disks.nth(index) {
-                Some(disk) => disk.path = path,
+                Some(disk) => disk.path = Some(path),
                 None => {
                     let count = config.disks.len() + added_disks.len();
                     return refused(format!("it has no disk {index}, only {count} from 0 on"));
@@ -223,7 +223,7 @@ mod tests {
 
     fn disk(path: &str) -> DiskConfig {
         DiskConfig {
-            path: path.into(),
+            path: Some(path.into()),
             read_only: false,
             serial: None,
             rate_limit: None,
@@ -269,7 +269,7 @@ mod tests {
     }
 
     fn paths(disks: &[DiskConfig]) -> Vec<&str> {
-        let paths = disks.iter().filter_map(|disk| disk.path.to_str());
+        let paths = disks.iter().filter_map(|disk| disk.path.as_ref()?.to_str());
         paths.collect()
     }
 

@@ -93,6 +93,22 @@ pub(super) struct Disk {
 }
 
 impl Disk {
+    /// No disk: nothing that is asked of it is within its size.
+    pub fn none(read_only: bool) -> Result<Self, BlockError> {
+        let path = Path::new("/dev/null");
+        let file = File::open(path).map_err(|error| BlockError::Open {
+            path: path.to_owned(),
+            error,
+        })?;
+        Ok(Disk {
+            file: Arc::new(file),
+            size: 0,
+            read_only,
+            punches_holes: false,
+            block_size: SECTOR_SIZE,
+        })
+    }
+
     /// Opens the disk and locks it, exclusively if it is writable.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, BlockError> {
         let open_error = |error| BlockError::Open {

@@ -48,8 +48,8 @@ const TIMER: u32 = 1;
 /// What a disk is made from.
 #[derive(Debug, Clone)]
 pub struct BlockConfig {
-    /// A raw image or a block device.
-    pub path: PathBuf,
+    /// A raw image or a block device. None: a drive with no disk in it, of no size.
+    pub path: Option<PathBuf>,
     /// The guest may not write.
     pub read_only: bool,
     /// What the guest reads as its serial number, at most 20 bytes.
@@ -98,36 +98,36 @@ pub struct Block {
     interrupt: Option<Arc<Interrupt>>,
     /// First of these two, because what is in flight ends before the engine does.
     active: Option<Active>,
+    /// It was restored, and the driver has still to be told that there is a disk now.
+    was_empty: bool,
     host: Host,
 }
 
 impl Block {
     /// Opens and locks the disk and finds out how I/O can be done on it.
     pub fn open(config: BlockConfig) -> Result<Self, BlockError> {
+        let path = config.path.clone().unwrap_or_default();
         let mut serial = [0; ID_BYTES];
         if let Some(given) = config.serial {
             match serial.get_mut(..given.len()) {
                 Some(place) => place.copy_from_slice(given.as_bytes()),
                 None => {
                     return Err(BlockError::SerialTooLong {
-                        path: config.path,
+                        path,
                         serial: given,
                     });
                 }
             }
         }
-        let disk = Disk::open(&config.path, config.read_only)?;
-        let engine = Backend::open(
-            config.engine,
-            &disk.file,
-            &config.path,
-            QUEUE_SIZE,
-            &config.name,
-        )?;
+        let disk = match &config.path {
+            Some(path) => Disk::open(path, config.read_only)?,
+            None => Disk::none(config.read_only)?,
+        };
+        let engine = Backend::open(config.engine, &disk.file, &path, QUEUE_SIZE, &config.name)?;
         let limiter =
             RateLimiter::new(&config.rate_limit.unwrap_or_default()).map_err(|error| {
                 BlockError::Host {
-                    path: config.path,
+                    path,
                     what: "make a timer",
                     error,
                 }
@@ -138,6 +138,7 @@ impl Block {
             config: config_space(&disk),
             interrupt: None,
             active: None,
+            was_empty: false,
             host: Host {
                 disk,
                 engine,
@@ -186,7 +187,8 @@ impl Block {
     /// Whether the guest can go on with this disk as if it were the one that `was`.
     fn check_same(&self, was: &OwnState) -> Result<(), String> {
         let is = self.own_state();
-        if is.capacity != was.capacity {
+        // Any disk can be put into an empty drive.
+        if is.capacity != was.capacity && was.capacity != 0 {
             return Err(format!(
                 "it has {} bytes and had {}; give it the disk it had",
                 self.host.disk.size,
@@ -277,11 +279,20 @@ impl VirtioDevice for Block {
             device: self.name.clone(),
             what,
         })?;
+        self.was_empty = own.capacity != self.own_state().capacity;
         match activation {
             Some(activation) => self
                 .activate(activation)
                 .map_err(|e| StateError::activating(&self.name, e)),
             None => Ok(()),
+        }
+    }
+
+    fn restart(&mut self) {
+        if std::mem::take(&mut self.was_empty)
+            && let Some(interrupt) = &self.interrupt
+        {
+            interrupt.signal_config();
         }
     }
 

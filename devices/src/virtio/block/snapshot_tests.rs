@@ -7,6 +7,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use super::tests::{DATA, ENGINES, IN, OK, OUT, Rig, pattern};
 use super::*;
+use crate::virtio::driver::TestDriver;
 use crate::virtio::state::DeviceState;
 
 /// A device on a copy of the disk as it is now.
@@ -14,7 +15,7 @@ fn copied(rig: &Rig, engine: Engine, read_only: bool) -> (Box<Block>, NamedTempF
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), rig.disk()).unwrap();
     let block = Block::open(BlockConfig {
-        path: file.path().to_owned(),
+        path: Some(file.path().to_owned()),
         read_only,
         serial: None,
         rate_limit: None,
@@ -139,4 +140,54 @@ fn disk_that_is_another_is_refused() {
         let error = rig.driver.move_to(block, &state).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
     }
+}
+
+#[test]
+fn drive_that_was_empty_tells_of_the_disk_that_is_put_into_it() {
+    let open = |path| {
+        Block::open(BlockConfig {
+            path,
+            read_only: true,
+            serial: None,
+            rate_limit: None,
+            name: "block0".to_owned(),
+            engine: Engine::Auto,
+        })
+        .map(Box::new)
+        .unwrap()
+    };
+    const CAPACITY: u64 = 0x100;
+    const CONFIG_GENERATION: u64 = 0xfc;
+    const INTERRUPT_STATUS: u64 = 0x60;
+    let mut driver = TestDriver::new(open(None), 4 << 20);
+    assert_eq!(driver.start(u64::MAX, 256), 0xf);
+    assert_eq!(driver.read(CAPACITY), 0);
+    // The first sector of a disk without any.
+    driver.put(DATA, &[0; 16]);
+    driver.add_chain(0, &[(DATA, 16)], &[(DATA + 4096, 513)]);
+    driver.kick(0);
+    while driver.used(0).is_none() {
+        assert!(driver.pump(10_000), "the request is answered");
+    }
+    assert_eq!(driver.get(DATA + 4096 + 512), [1], "VIRTIO_BLK_S_IOERR");
+
+    let state = driver.save();
+    let generation = driver.read(CONFIG_GENERATION);
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    driver
+        .move_to(open(Some(file.path().to_owned())), &state)
+        .unwrap();
+    driver.transport.restart();
+    assert_eq!(driver.read(CAPACITY), 2048);
+    assert_ne!(driver.read(CONFIG_GENERATION), generation);
+    assert_ne!(driver.read(INTERRUPT_STATUS) & 2, 0);
+
+    // Whoever goes on without one has not had a disk taken away.
+    let mut driver = TestDriver::new(open(None), 4 << 20);
+    assert_eq!(driver.start(u64::MAX, 256), 0xf);
+    let state = driver.save();
+    driver.move_to(open(None), &state).unwrap();
+    driver.transport.restart();
+    assert_eq!(driver.read(INTERRUPT_STATUS), 0);
 }

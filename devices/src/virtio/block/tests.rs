@@ -57,7 +57,7 @@ impl Rig {
         }
         file.flush().unwrap();
         let mut config = BlockConfig {
-            path: file.path().to_owned(),
+            path: Some(file.path().to_owned()),
             read_only: false,
             serial: None,
             rate_limit: None,
@@ -270,7 +270,7 @@ fn serial_number_when_too_long_is_refused() {
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(512).unwrap();
     let config = |serial: &str| BlockConfig {
-        path: file.path().to_owned(),
+        path: Some(file.path().to_owned()),
         read_only: true,
         serial: Some(serial.to_owned()),
         rate_limit: None,
@@ -352,7 +352,7 @@ fn file_system_without_zero_range_zeroes_all_the_same() {
     for engine in ENGINES {
         let mut rig = Rig::new(|config| {
             config.engine = engine;
-            config.path = file.path().to_owned();
+            config.path = Some(file.path().to_owned());
         });
         let segments = rig.segments(&[(8, 8, 0), (32, 8, 0)]);
         assert_eq!(rig.request(WRITE_ZEROES, 0, &[segments], &[]).0, OK);
