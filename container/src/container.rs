@@ -15,16 +15,17 @@ use crate::child::{self, Message};
 use crate::create::{Create, Stdio};
 use crate::error::Error;
 use crate::exec::{Exec, ExecOptions};
-use crate::fork::{Started, fork, send_signal};
+use crate::fork::{Carried, Started, Task, fork, send_signal};
 use crate::gate;
 use crate::hooks::{self, Hooks, Point};
 use crate::namespaces::{self, Namespaces};
 use crate::open::{self, Record};
-use crate::plan::{Plan, Remaining};
+use crate::plan::Remaining;
 use crate::prepare;
 use crate::rootless;
 use crate::seccomp::{self, Filter, Listener};
 use crate::spec::{Linux, NamespaceKind, Process, Resources, Spec};
+use crate::sys::{self, Lent};
 
 /// How long a first process that was killed is given to end: it may sit in a call that cannot be interrupted.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,6 +39,8 @@ pub struct Container {
     terminal: Option<OwnedFd>,
     /// The way to the first process, and what that is to do; none once it runs its program.
     waiting: Option<(Gate, Remaining)>,
+    /// What it borrows until then.
+    lent: Option<Lent<Task>>,
     has_program: bool,
     /// From when the first of them may run until the last of them have.
     hooks: Option<Hooks>,
@@ -50,6 +53,8 @@ pub struct Container {
     /// Whether a process of it may look into all others, those that are not its own yet among them.
     pub(crate) may_trace: AtomicBool,
     pub(crate) cgroup: Option<Cgroup>,
+    /// Keeps what is mounted in it mounted when its processes are gone.
+    mounts: Option<OwnedFd>,
     paused: bool,
 }
 
@@ -83,8 +88,10 @@ impl Container {
         let placed = cgroup
             .as_ref()
             .map_or(Ok(()), |group| prepare::place(&mut prepared.plan, group));
-        let started = match placed.and_then(|()| fork(prepared.plan, flags, directory, joined_pid))
-        {
+        let borrows = create.borrows && can_borrow(&create, &prepared.namespaces);
+        let forked =
+            placed.and_then(|()| fork(prepared.plan, flags, directory, joined_pid, borrows));
+        let started = match forked {
             Ok(started) => started,
             Err(error) => {
                 let _ = cgroup.map(|group| group.remove());
@@ -95,8 +102,10 @@ impl Container {
             pid,
             pidfd,
             channel,
+            remaining,
             plan,
         } = started;
+        let mut plan = Some(plan);
         let gate = create.gate.take();
         let mut container = Container {
             id: create.id.to_owned(),
@@ -112,17 +121,22 @@ impl Container {
             personality: prepared.personality,
             may_trace: AtomicBool::new(prepared.may_trace),
             cgroup,
+            mounts: None,
+            lent: None,
             paused: false,
         };
         let mut hooks = prepared.hooks;
         let ready = container
             .map_users(&channel, &prepared.namespaces, linux)
-            .and_then(|()| container.await_ready(&channel, &plan, &mut hooks));
+            .and_then(|()| container.await_ready(&channel, &mut plan, &mut hooks));
         match ready {
             Ok(()) => {
                 container.hooks = container.hooks.take().or(hooks);
                 let gate = gate.map_or(Gate::Channel(channel), Gate::Socket);
-                container.waiting = Some((gate, plan.after_the_gate()));
+                container.waiting = Some((gate, remaining));
+                if let Some(Carried::Lent(lent)) = plan {
+                    container.lent = Some(lent);
+                }
                 Ok(container)
             }
             Err(error) => {
@@ -160,6 +174,8 @@ impl Container {
             // Others may have executed programs that may.
             may_trace: AtomicBool::new(true),
             cgroup,
+            mounts: None,
+            lent: None,
             paused: paused.unwrap_or(false),
         })
     }
@@ -194,7 +210,7 @@ impl Container {
     fn await_ready(
         &mut self,
         channel: &OwnedFd,
-        plan: &Plan,
+        plan: &mut Option<Carried>,
         hooks: &mut Option<Hooks>,
     ) -> Result<(), Error> {
         loop {
@@ -210,7 +226,10 @@ impl Container {
                     self.go_on(channel)?;
                 }
                 Message::Failed { operation, error } => {
-                    return Err(plan.failure(operation, error));
+                    return Err(match plan.take() {
+                        Some(plan) => plan.failure(operation, error),
+                        None => Error::step("create", &*self.id, error),
+                    });
                 }
                 Message::Gone => {
                     return Err(Error::Ended {
@@ -245,7 +264,9 @@ impl Container {
             },
         };
         self.go_on(&channel)?;
-        match child::receive(&channel).map_err(|e| Error::step("hear from", &*self.id, e))? {
+        let said = child::receive(&channel).map_err(|e| Error::step("hear from", &*self.id, e))?;
+        self.lent = None;
+        match said {
             Message::Failed { operation, error } => Err(remaining.failure(operation, error)),
             _ => self
                 .run_hooks(Point::Poststart)
@@ -307,6 +328,12 @@ impl Container {
     /// The master of its terminal, if it has one.
     pub fn take_terminal(&mut self) -> Option<OwnedFd> {
         self.terminal.take()
+    }
+
+    /// From now on what is mounted in it stays so until it is deleted: who is told of its program's end does not wait for
+    /// the kernel to forget all that the program has read. A kernel before 6.11 cannot be asked for that.
+    pub fn hold_mounts(&mut self) {
+        self.mounts = sys::mount_namespace_of(self.pidfd.as_fd()).ok();
     }
 
     /// Sends a signal to the first process. One that has ended is no error.
@@ -387,6 +414,8 @@ impl Container {
         self.waiting = None;
         self.kill(libc::SIGKILL)?;
         self.cgroup.as_ref().map_or(Ok(()), Cgroup::remove)?;
+        self.lent = None;
+        self.mounts = None;
         if let Some(hooks) = self.hooks.take() {
             let ended = hooks::ends_within(self.pidfd.as_fd(), Some(PATIENCE));
             ended.map_err(|e| Error::step("wait for", &*self.id, e))?;
@@ -401,6 +430,19 @@ impl Container {
             id: self.id.clone(),
         })
     }
+}
+
+/// Whether the first process can share its parent's memory: not for longer than it takes to become the program, as the reaper
+/// would; not where the kernel wants memory of its own for it, or has its place in the order of who is killed when memory runs
+/// out be that of all who share theirs; and not where others could be before it who look into it.
+fn can_borrow(create: &Create<'_>, namespaces: &Namespaces) -> bool {
+    let process = create.spec.process.as_ref();
+    let apart = NamespaceKind::User.flag() | NamespaceKind::Time.flag();
+    !create.init
+        && create.gate.is_none()
+        && namespaces.flags() & apart == 0
+        && namespaces.is_new(NamespaceKind::Pid)
+        && process.is_none_or(|process| process.oom_score_adj.is_none())
 }
 
 /// Writes the mappings of a new user namespace.

@@ -25,6 +25,9 @@ pub struct Create<'a> {
     pub stdio: Stdio,
     /// Process 1 is a small reaper of ours, and the program its child.
     pub init: bool,
+    /// Until it becomes the program the first process uses this process's memory, where that can be: nothing of it is copied then.
+    /// For who is there all that time, and whom no process of a container may look into.
+    pub borrows: bool,
     /// The first process is killed when the thread ends that creates the container, and all others with it: for who is not
     /// there for good.
     pub dies_with_parent: bool,

@@ -11,17 +11,50 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use crate::child::{self, Message};
 use crate::error::Error;
 use crate::namespaces;
-use crate::plan::{Operation, Plan};
+use crate::plan::{Operation, Plan, Remaining};
 use crate::prepare;
-use crate::sys::{self, Forked};
+use crate::sys::{self, Forked, Lent};
 
 /// A process that carries a plan out.
 pub(crate) struct Started {
     pub pid: Pid,
     pub pidfd: OwnedFd,
     pub channel: OwnedFd,
+    /// What it does when it is told to start.
+    pub remaining: Remaining,
     /// For the errors of its operations.
-    pub plan: Plan,
+    pub plan: Carried,
+}
+
+/// A plan that a process carries out.
+#[derive(Debug)]
+pub(crate) enum Carried {
+    /// The process has a copy.
+    Copied(Box<Plan>),
+    /// It is the process's until that has executed its program or ended.
+    Lent(Lent<Task>),
+}
+
+impl Carried {
+    /// What it means that an operation failed, which the process has said as the last thing it did.
+    pub fn failure(self, operation: usize, error: Errno) -> Error {
+        let plan = match self {
+            Carried::Copied(plan) => Some(*plan),
+            Carried::Lent(lent) => lent.take_back().map(|task| task.plan),
+        };
+        match plan {
+            Some(plan) => plan.failure(operation, error),
+            None => Error::step("prepare", "the container", error),
+        }
+    }
+}
+
+/// What a process works with that borrows this one's memory.
+#[derive(Debug)]
+pub(crate) struct Task {
+    plan: Plan,
+    /// By its number, which is the process's own.
+    channel: BorrowedFd<'static>,
 }
 
 impl Started {
@@ -32,27 +65,50 @@ impl Started {
     }
 }
 
-/// Starts a process that carries a plan out, in a process namespace that exists if one is given.
+/// Starts a process that carries a plan out, in a process namespace that exists if one is given. It borrows the memory of this
+/// process, if it is to, and is not in such a namespace.
 pub(crate) fn fork(
     plan: Plan,
     flags: u64,
     cgroup: Option<BorrowedFd<'_>>,
     pids: Option<BorrowedFd<'_>>,
+    borrows: bool,
 ) -> Result<Started, Error> {
     let (channel, theirs) = channel(&plan)?;
-    let mut plan = plan;
-    let (pid, pidfd) = fork_in(pids, || match sys::clone3(flags, cgroup)? {
-        Forked::Parent(pid, pidfd) => Ok((pid, pidfd)),
-        Forked::Child => {
-            child::run(&mut plan, Some(&theirs));
-            sys::exit(127)
+    let their_channel = sys::of_the_process(&theirs);
+    let remaining = plan.after_the_gate();
+    let (pid, pidfd, plan) = match pids {
+        None if borrows => {
+            hide_memory()?;
+            let task = Task {
+                plan,
+                channel: their_channel,
+            };
+            let started = sys::clone3_beside(flags, cgroup, task, |task| {
+                child::run(&mut task.plan, Some(task.channel));
+            });
+            let (pid, pidfd, lent) = started.map_err(not_started)?;
+            (pid, pidfd, Carried::Lent(lent))
         }
-    })
-    .map_err(not_started)?;
+        _ => {
+            let mut plan = plan;
+            let started = fork_in(pids, || match sys::clone3(flags, cgroup)? {
+                Forked::Parent(pid, pidfd) => Ok((pid, pidfd)),
+                Forked::Child => {
+                    child::run(&mut plan, Some(their_channel));
+                    sys::exit(127)
+                }
+            });
+            let (pid, pidfd) = started.map_err(not_started)?;
+            (pid, pidfd, Carried::Copied(Box::new(plan)))
+        }
+    };
+    drop(theirs);
     Ok(Started {
         pid,
         pidfd,
         channel,
+        remaining,
         plan,
     })
 }
@@ -81,7 +137,7 @@ pub(crate) fn execute(
     let mut plan = plan;
     let mut failed = None;
     let mut start = |plan: &mut Plan, cgroup| {
-        let mut run = || child::run(plan, theirs.as_ref());
+        let mut run = || child::run(plan, theirs.as_ref().map(sys::of_the_process));
         fork_in(pids, || {
             if borrows {
                 return sys::clone3_borrowing(cgroup, || failed = Some(run()));

@@ -140,6 +140,7 @@ fn create_and_start(execute: bool) {
         cgroup,
         stdio,
         init: false,
+        borrows: false,
         dies_with_parent: false,
         bundle: None,
         gate: None,

@@ -22,6 +22,7 @@ fn create_in(group: &Group, spec: &Spec, rootfs: Rootfs) -> Result<(Container, P
         cgroup,
         stdio,
         init: false,
+        borrows: false,
         dies_with_parent: false,
         bundle: None,
         gate: None,

@@ -104,6 +104,7 @@ fn create(spec: &Spec, root: &Path) -> Result<(Container, Pipes), Error> {
         cgroup: None,
         stdio,
         init: false,
+        borrows: false,
         dies_with_parent: false,
         bundle: Some(Bundle {
             path: "/the/bundle".into(),

@@ -307,6 +307,7 @@ fn group_when_delegated_then_the_container_is_in_it(root: &Path) {
         cgroup: Some(location.clone()),
         stdio,
         init: false,
+        borrows: false,
         dies_with_parent: false,
         bundle: None,
         gate: None,

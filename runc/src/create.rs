@@ -150,6 +150,7 @@ impl<'a> Wanted<'a> {
             cgroup: group.location,
             stdio: stdio(spec.process.as_ref()),
             init: false,
+            borrows: false,
             dies_with_parent: false,
             bundle: Some(Bundle {
                 path: self.source.bundle.clone(),

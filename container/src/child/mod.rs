@@ -9,7 +9,7 @@ mod mounts;
 mod process;
 mod root;
 
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 
 use rustix::io::Errno;
 
@@ -53,11 +53,11 @@ impl State<'_> {
 pub type Failure = (usize, Errno);
 
 /// Carries a plan out. Comes back only when that fails, which a parent that listens has been told.
-pub fn run(plan: &mut Plan, channel: Option<&OwnedFd>) -> Failure {
+pub fn run(plan: &mut Plan, channel: Option<BorrowedFd<'static>>) -> Failure {
     let mut state = State {
         program: &mut plan.program,
         identity: &plan.identity,
-        channel: channel.map(sys::of_the_process),
+        channel,
         gate: plan.gate.as_ref().map(sys::of_the_process),
         preserved: &plan.preserved,
         slots: [None; 3],

@@ -417,6 +417,7 @@ mod tests {
             cgroup: None,
             stdio: Stdio::Null,
             init: false,
+            borrows: false,
             dies_with_parent: false,
             gate: None,
             preserved: Vec::new(),

@@ -5,27 +5,36 @@
 //! may have held any lock at the moment of the fork, and nobody is left in the child to release it.
 
 mod borrow;
+mod raw;
 
-pub use borrow::clone3_borrowing;
+pub use borrow::{Lent, clone3_beside, clone3_borrowing};
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_ulong, c_void};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+/// A system call by the processor's instruction: a child that shares memory shares errno, too, which the C library would write.
+/// The result is negative where it is an error's.
+macro_rules! raw {
+    ($number:expr $(, $argument:expr)* $(,)?) => {
+        raw::call($number, &[$($argument as usize),*])
+    };
+}
+
 fn check(result: c_long) -> Result<c_long, Errno> {
-    if result < 0 {
-        Err(last_error())
-    } else {
-        Ok(result)
+    match result {
+        0.. => Ok(result),
+        error => Err(error_of(error)),
     }
 }
 
-fn last_error() -> Errno {
-    // SAFETY: errno is this thread's own; a forked child has a copy.
-    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+fn error_of(result: c_long) -> Errno {
+    // The kernel's numbers are below 4096.
+    Errno::from_raw_os_error(-result as i32)
 }
 
 /// Which side of a fork this is.
@@ -73,7 +82,7 @@ pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Errn
     // SAFETY: without CLONE_VM and a stack this is fork(2): the child has a copy of everything. The structure is as long
     // as told and lives through the call, as does the integer the descriptor is written to. The child is left to code
     // that allocates nothing, as the module says.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size) })?;
+    let pid = check(unsafe { raw!(libc::SYS_clone3, &raw mut args, size) })?;
     if pid == 0 {
         return Ok(Forked::Child);
     }
@@ -87,7 +96,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 pub fn fork() -> Result<Option<Pid>, Errno> {
     // SAFETY: as fork(2), by the kernel's own call: nothing registered with the C library runs in the child, which is
     // left to code that allocates nothing.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) })?;
+    let pid = check(unsafe { raw!(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) })?;
     Ok(i32::try_from(pid).ok().and_then(Pid::from_raw))
 }
 
@@ -95,8 +104,10 @@ pub fn fork() -> Result<Option<Pid>, Errno> {
 /// number, or none in the child.
 pub fn fork_alone() -> Result<Option<Pid>, Errno> {
     // SAFETY: there are no other threads, as the caller has seen to, so that no lock is held in the child by nobody.
-    let pid = check(unsafe { libc::fork() }.into())?;
-    Ok(i32::try_from(pid).ok().and_then(Pid::from_raw))
+    match unsafe { libc::fork() } {
+        -1 => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::AGAIN)),
+        pid => Ok(Pid::from_raw(pid)),
+    }
 }
 
 /// Arguments or an environment: strings, and the array of pointers to them that execve(2) wants.
@@ -163,15 +174,15 @@ impl Strings {
 pub fn execve(path: &CStr, args: &Strings, env: &Strings) -> Errno {
     // SAFETY: the path ends with a NUL, the arrays with a null pointer, and each pointer in them is to a string that ends
     // with a NUL and that the arrays' owner holds.
-    unsafe {
-        libc::syscall(
+    let result = unsafe {
+        raw!(
             libc::SYS_execve,
             path.as_ptr(),
             args.pointers.as_ptr(),
             env.pointers.as_ptr(),
         )
     };
-    last_error()
+    error_of(result)
 }
 
 /// Leaves the keyring of the caller's session for a new one, which is empty.
@@ -179,21 +190,21 @@ pub fn join_new_session_keyring() -> Result<(), Errno> {
     const JOIN_SESSION_KEYRING: c_int = 1;
     let nameless = ptr::null::<c_char>();
     // SAFETY: a null pointer stands for a keyring without a name; nothing else is read or written.
-    check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, nameless) }).map(drop)
+    check(unsafe { raw!(libc::SYS_keyctl, JOIN_SESSION_KEYRING, nameless) }).map(drop)
 }
 
 /// Ends this process at once, running nothing of the C library's.
 pub fn exit(code: c_int) -> ! {
     loop {
         // SAFETY: takes no pointer, and does not return.
-        unsafe { libc::syscall(libc::SYS_exit_group, code) };
+        unsafe { raw!(libc::SYS_exit_group, code) };
     }
 }
 
 /// Moves the calling process into new namespaces (`CLONE_NEW*`). For children that have one thread.
 pub fn unshare(flags: c_int) -> Result<(), Errno> {
     // SAFETY: takes no pointer. Only namespaces are unshared, no memory and no descriptors.
-    check(unsafe { libc::syscall(libc::SYS_unshare, flags) }).map(drop)
+    check(unsafe { raw!(libc::SYS_unshare, flags) }).map(drop)
 }
 
 /// The `struct mount_attr` of mount_setattr(2).
@@ -220,7 +231,7 @@ pub fn mount_setattr(
     // SAFETY: the path ends with a NUL, the structure is as the kernel has it and as long as told; both live through the
     // call and neither is written to.
     check(unsafe {
-        libc::syscall(
+        raw!(
             libc::SYS_mount_setattr,
             directory.as_raw_fd(),
             path.as_ptr(),
@@ -236,16 +247,16 @@ pub fn mount_setattr(
 pub fn dup_to(from: BorrowedFd<'_>, to: RawFd) -> Result<(), Errno> {
     if from.as_raw_fd() == to {
         // SAFETY: takes no pointer; the descriptor is open, and only its flag is changed.
-        return check(unsafe { libc::syscall(libc::SYS_fcntl, to, libc::F_SETFD, 0) }).map(drop);
+        return check(unsafe { raw!(libc::SYS_fcntl, to, libc::F_SETFD, 0) }).map(drop);
     }
     // SAFETY: takes no pointer. Called in a child that owns its descriptors and, of those from 0 to 2, holds no other owner.
-    check(unsafe { libc::syscall(libc::SYS_dup3, from.as_raw_fd(), to, 0) }).map(drop)
+    check(unsafe { raw!(libc::SYS_dup3, from.as_raw_fd(), to, 0) }).map(drop)
 }
 
 /// Leaves a descriptor to the program that is executed.
 pub fn keep_open(number: RawFd) -> Result<(), Errno> {
     // SAFETY: takes no pointer, and only changes a flag.
-    check(unsafe { libc::syscall(libc::SYS_fcntl, number, libc::F_SETFD, 0) }).map(drop)
+    check(unsafe { raw!(libc::SYS_fcntl, number, libc::F_SETFD, 0) }).map(drop)
 }
 
 /// Moves `from` to `to`, to be closed when a program is executed.
@@ -254,7 +265,7 @@ pub fn keep_open(number: RawFd) -> Result<(), Errno> {
 pub fn move_to(from: BorrowedFd<'_>, to: RawFd) -> Result<BorrowedFd<'static>, Errno> {
     if from.as_raw_fd() != to {
         // SAFETY: takes no pointer. Whatever `to` was is not used again in this child.
-        check(unsafe { libc::syscall(libc::SYS_dup3, from.as_raw_fd(), to, libc::O_CLOEXEC) })?;
+        check(unsafe { raw!(libc::SYS_dup3, from.as_raw_fd(), to, libc::O_CLOEXEC) })?;
     }
     // SAFETY: open from here to the end of the process, which is longer than any borrow of it.
     Ok(unsafe { BorrowedFd::borrow_raw(to) })
@@ -268,7 +279,7 @@ pub fn close_from(first: RawFd) -> Result<(), Errno> {
 /// Closes every descriptor from `first` to `last`. For a child, as above.
 pub fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
     // SAFETY: takes no pointer. What is closed is not used again in this child, and no owner is dropped in it.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+    check(unsafe { raw!(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
 /// A descriptor that stays open as long as the process: closing costs a call, and execve(2) closes it for nothing.
@@ -297,7 +308,7 @@ pub fn default_signals(ignored: u64) -> Result<(), Errno> {
         // SAFETY: the structure is as the kernel has it, lives through the call and is not written to; 8 is the size of
         // its mask. No handler is installed.
         check(unsafe {
-            libc::syscall(
+            raw!(
                 libc::SYS_rt_sigaction,
                 signal,
                 default.as_ptr(),
@@ -313,7 +324,7 @@ pub fn default_signals(ignored: u64) -> Result<(), Errno> {
 pub fn set_signal_mask(mask: u64) -> Result<(), Errno> {
     // SAFETY: the set is of 8 bytes, as told, lives through the call and is not written to; no old set is asked for.
     check(unsafe {
-        libc::syscall(
+        raw!(
             libc::SYS_rt_sigprocmask,
             libc::SIG_SETMASK,
             &raw const mask,
@@ -328,7 +339,7 @@ pub fn set_signal_mask(mask: u64) -> Result<(), Errno> {
 pub fn wait_signal(set: u64) -> Result<c_int, Errno> {
     // SAFETY: the set is of 8 bytes, as told, and lives through the call; neither details nor a timeout are asked for.
     let signal = check(unsafe {
-        libc::syscall(
+        raw!(
             libc::SYS_rt_sigtimedwait,
             &raw const set,
             ptr::null_mut::<c_void>(),
@@ -342,14 +353,14 @@ pub fn wait_signal(set: u64) -> Result<c_int, Errno> {
 /// Sends a signal by its number, which may be a realtime one.
 pub fn kill(pid: Pid, signal: c_int) -> Result<(), Errno> {
     // SAFETY: takes no pointer.
-    check(unsafe { libc::syscall(libc::SYS_kill, pid.as_raw_pid(), signal) }).map(drop)
+    check(unsafe { raw!(libc::SYS_kill, pid.as_raw_pid(), signal) }).map(drop)
 }
 
 /// Sends a signal by its number to whom the descriptor is of.
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<(), Errno> {
     // SAFETY: no details are given, so that no pointer is read.
     check(unsafe {
-        libc::syscall(
+        raw!(
             libc::SYS_pidfd_send_signal,
             pidfd.as_raw_fd(),
             signal,
@@ -360,17 +371,35 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<(), Err
     .map(drop)
 }
 
+/// The mount namespace of a process.
+pub fn mount_namespace_of(pidfd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    /// `_IO(0xff, 3)`
+    const PIDFD_GET_MNT_NAMESPACE: c_int = 0xff03;
+    // SAFETY: takes no pointer.
+    let namespace = check(unsafe {
+        raw!(
+            libc::SYS_ioctl,
+            pidfd.as_raw_fd(),
+            PIDFD_GET_MNT_NAMESPACE,
+            0,
+        )
+    })?;
+    let namespace = RawFd::try_from(namespace).map_err(|_| Errno::BADF)?;
+    // SAFETY: a descriptor that the kernel has just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
+}
+
 /// Others may not look into this process (`/proc/PID/{fd,exe,mem}`, ptrace(2)) until it executes a program.
 pub fn set_undumpable() -> Result<(), Errno> {
     // SAFETY: takes no pointer.
-    check(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
+    check(unsafe { raw!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
 }
 
 /// Takes a capability out of the bounding set.
 pub fn drop_from_bounding_set(capability: u8) -> Result<(), Errno> {
     // SAFETY: takes no pointer.
     check(unsafe {
-        libc::syscall(
+        raw!(
             libc::SYS_prctl,
             libc::PR_CAPBSET_DROP,
             c_long::from(capability),
@@ -387,7 +416,7 @@ pub fn raise_ambient(capability: u8) -> Result<(), Errno> {
     let raise = libc::PR_CAP_AMBIENT_RAISE;
     // SAFETY: takes no pointer.
     check(unsafe {
-        libc::syscall(
+        raw!(
             libc::SYS_prctl,
             libc::PR_CAP_AMBIENT,
             raise,
@@ -409,7 +438,7 @@ pub fn set_loopback_up(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: SIOCSIFFLAGS reads the structure, which is as the kernel has it and lives through the call.
     check(unsafe {
-        libc::syscall(
+        raw!(
             libc::SYS_ioctl,
             socket.as_raw_fd(),
             libc::SIOCSIFFLAGS,
@@ -423,9 +452,8 @@ pub fn set_loopback_up(socket: BorrowedFd<'_>) -> Result<(), Errno> {
 pub fn free_loop_device(control: BorrowedFd<'_>) -> Result<u32, Errno> {
     const LOOP_CTL_GET_FREE: c_int = 0x4c82;
     // SAFETY: takes no further argument.
-    let number = check(unsafe {
-        libc::syscall(libc::SYS_ioctl, control.as_raw_fd(), LOOP_CTL_GET_FREE, 0)
-    })?;
+    let number =
+        check(unsafe { raw!(libc::SYS_ioctl, control.as_raw_fd(), LOOP_CTL_GET_FREE, 0) })?;
     u32::try_from(number).map_err(|_| Errno::RANGE)
 }
 
@@ -465,7 +493,7 @@ pub fn configure_loop_device(
     };
     // SAFETY: the structure is as the kernel has it, lives through the call and is not written to.
     check(unsafe {
-        libc::syscall(
+        raw!(
             libc::SYS_ioctl,
             device.as_raw_fd(),
             LOOP_CONFIGURE,
@@ -499,8 +527,7 @@ pub fn set_scheduler(attributes: &SchedulerAttributes) -> Result<(), Errno> {
         ..*attributes
     };
     // SAFETY: the structure is as the kernel has it, says how long it is, and lives through the call.
-    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, ptr::from_ref(&attributes), 0) })
-        .map(drop)
+    check(unsafe { raw!(libc::SYS_sched_setattr, 0, ptr::from_ref(&attributes), 0) }).map(drop)
 }
 
 /// For this process and what it forks.
@@ -508,8 +535,7 @@ pub fn set_io_priority(value: u16) -> Result<(), Errno> {
     const THIS_PROCESS: (c_int, c_int) = (1, 0);
     let (kind, number) = THIS_PROCESS;
     // SAFETY: all arguments are integers.
-    check(unsafe { libc::syscall(libc::SYS_ioprio_set, kind, number, c_int::from(value)) })
-        .map(drop)
+    check(unsafe { raw!(libc::SYS_ioprio_set, kind, number, c_int::from(value)) }).map(drop)
 }
 
 /// For this process, what it forks and what that executes: which nodes' memory they are given, bit n for node n.
@@ -524,20 +550,20 @@ pub fn set_memory_policy(mode: c_int, nodes: &[u64; 16]) -> Result<(), Errno> {
         8 * size_of_val(nodes)
     };
     // SAFETY: the mask has as many bits as told, lives through the call and is not written to; there may be none.
-    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) }).map(drop)
+    check(unsafe { raw!(libc::SYS_set_mempolicy, mode, mask, bits) }).map(drop)
 }
 
 /// For this process and what it forks: on which processors they run, bit n for processor n.
 pub fn set_affinity(processors: &[u64; 16]) -> Result<(), Errno> {
     let (size, mask) = (size_of_val(processors), processors.as_ptr());
     // SAFETY: the mask is as long as told, lives through the call and is not written to.
-    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size, mask) }).map(drop)
+    check(unsafe { raw!(libc::SYS_sched_setaffinity, 0, size, mask) }).map(drop)
 }
 
 /// For this process, what it forks and what that executes.
 pub fn set_personality(domain: c_ulong) -> Result<(), Errno> {
     // SAFETY: the argument is an integer.
-    check(unsafe { libc::syscall(libc::SYS_personality, domain) }).map(drop)
+    check(unsafe { raw!(libc::SYS_personality, domain) }).map(drop)
 }
 
 /// One instruction of a seccomp filter, as the kernel has it (`struct sock_filter`).
@@ -567,7 +593,7 @@ pub fn load_seccomp(program: &[Instruction], flags: u32) -> Result<Option<OwnedF
     // SAFETY: the structure is as the kernel has it and points to as many instructions as it says; all live through the
     // call, and the kernel checks the program itself.
     let result = check(unsafe {
-        libc::syscall(
+        raw!(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
             flags,
@@ -610,7 +636,7 @@ pub fn load_device_program(instructions: &[u64]) -> Result<OwnedFd, Errno> {
     // SAFETY: the structure is as long as told and points to as many instructions as it says and to a string that ends
     // with a NUL; all live through the call, and the kernel verifies the program itself.
     let fd = check(unsafe {
-        libc::syscall(
+        raw!(
             libc::SYS_bpf,
             BPF_PROG_LOAD,
             ptr::from_ref(&load),
@@ -635,7 +661,7 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
     ];
     // SAFETY: the structure is of four 32-bit members, as long as told, and lives through the call.
     check(unsafe {
-        libc::syscall(
+        raw!(
             libc::SYS_bpf,
             BPF_PROG_ATTACH,
             attach.as_ptr(),

@@ -132,6 +132,7 @@ pub fn create(spec: &Spec, rootfs: Rootfs) -> Result<(Container, Pipes), Error> 
         cgroup: None,
         stdio,
         init: false,
+        borrows: true,
         dies_with_parent: false,
         bundle: None,
         gate: None,

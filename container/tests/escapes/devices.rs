@@ -25,6 +25,7 @@ fn in_group(name: &str, rules: bool, command: &str) -> Output {
         cgroup: Some(group.location()),
         stdio,
         init: false,
+        borrows: false,
         dies_with_parent: false,
         bundle: None,
         gate: None,

@@ -234,6 +234,7 @@ fn runtime_when_traced_or_signalled_from_inside_then_it_is_not_there() {
             cgroup: None,
             stdio,
             init,
+            borrows: false,
             dies_with_parent: false,
             bundle: None,
             gate: None,

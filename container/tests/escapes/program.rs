@@ -58,6 +58,7 @@ fn be_the_runtime(root: &Path) {
         cgroup: None,
         stdio: Stdio::Inherit,
         init: false,
+        borrows: false,
         dies_with_parent: false,
         bundle: None,
         gate: None,

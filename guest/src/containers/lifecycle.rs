@@ -59,6 +59,7 @@ impl Guest {
                 cgroup: cgroup.clone(),
                 stdio,
                 init: wanted.init,
+                borrows: self.owns_machine,
                 dies_with_parent: !self.owns_machine,
                 bundle: None,
                 gate: None,
@@ -75,6 +76,10 @@ impl Guest {
         }
         let mut container = made.map_err(|e| refusal(&e))?;
         drop((volumes, root));
+        if self.owns_machine {
+            // Most often the machine ends when the container has, and nobody needs to unmount anything.
+            container.hold_mounts();
+        }
         let ends = match container.take_terminal() {
             Some(master) => stdio::terminal(master).map_err(|e| cannot("use the terminal", &e))?,
             None => ends,
