@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, cannot};
-use crate::http::{self, Answer, Body, Upgraded};
+use crate::http::{self, Answer, Body, Conversation, Upgraded};
 
 /// How long a question may take. A guest on a slow host is slow to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
@@ -45,6 +45,30 @@ impl Agent {
     /// Makes a container, up to the execution of its program.
     pub fn create(&self, container: &CreateContainer<Spec>) -> Result<ContainerState, Error> {
         self.post(path::CONTAINERS, container)
+    }
+
+    /// Makes a container and attaches to its streams, both at once in a conversation with the agent.
+    pub fn create_in(
+        &self,
+        mut talk: Conversation,
+        container: &CreateContainer<Spec>,
+    ) -> Result<Upgraded, Error> {
+        let body = serde_json::to_string(container).map_err(cannot("describe the container"))?;
+        let attach = attach_target(&container.id, Attach { stdin: false });
+        let asked = talk
+            .send_with_upgrade(("POST", path::CONTAINERS, &body), (&attach, UPGRADE))
+            .and_then(|()| talk.answer());
+        match asked {
+            Ok(answer) => check(answer)?,
+            // It was cut off, before or behind the creation: nobody else creates anything here.
+            Err(_) => match self.create(container) {
+                Ok(_) | Err(Error::Agent { status: 409, .. }) => {
+                    return self.attach(&container.id, Attach { stdin: false });
+                }
+                Err(e) => return Err(e),
+            },
+        };
+        streaming(talk.upgraded().map_err(unreachable)?)
     }
 
     /// Has its program executed.
@@ -110,12 +134,7 @@ impl Agent {
 
     /// Attaches to its streams.
     pub fn attach(&self, id: &str, attach: Attach) -> Result<Upgraded, Error> {
-        let target = format!(
-            "{}?stdin={}&stdout=true&stderr=true",
-            path::of_container(id, "attach"),
-            attach.stdin
-        );
-        self.upgrade(&target, b"")
+        self.upgrade(&attach_target(id, attach), b"")
     }
 
     /// Executes a program in it and attaches to its streams.
@@ -171,13 +190,7 @@ impl Agent {
     }
 
     fn upgrade(&self, target: &str, body: &[u8]) -> Result<Upgraded, Error> {
-        match http::upgrade(self.connect()?, target, UPGRADE, body).map_err(unreachable)? {
-            Ok(upgraded) => Ok(upgraded),
-            Err(answer) => match check(answer) {
-                Err(e) => Err(e),
-                Ok(_) => Err(unreachable(io::Error::other("it would not stream"))),
-            },
-        }
+        streaming(http::upgrade(self.connect()?, target, UPGRADE, body).map_err(unreachable)?)
     }
 
     fn post<T: DeserializeOwned>(&self, target: &str, body: &impl Serialize) -> Result<T, Error> {
@@ -200,6 +213,22 @@ impl Agent {
         let answer = http::ask_on(self.connect()?, method, target, body);
         check(answer.map_err(unreachable)?)
     }
+}
+
+fn attach_target(id: &str, attach: Attach) -> String {
+    format!(
+        "{}?stdin={}&stdout=true&stderr=true",
+        path::of_container(id, "attach"),
+        attach.stdin
+    )
+}
+
+/// The stream that was asked for, unless the answer is no.
+fn streaming(answer: Result<Upgraded, Answer>) -> Result<Upgraded, Error> {
+    answer.map_err(|answer| match check(answer) {
+        Err(e) => e,
+        Ok(_) => unreachable(io::Error::other("it would not stream")),
+    })
 }
 
 /// The answer's body, unless the answer is no.

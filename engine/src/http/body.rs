@@ -34,10 +34,7 @@ impl<S: Read> Body<S> {
     /// What follows `head` on `stream`, of which `received` was read with the head.
     pub(super) fn new(stream: S, received: Vec<u8>, head: &Head) -> Self {
         Body {
-            source: Source {
-                received: io::Cursor::new(received),
-                stream,
-            },
+            source: Source::new(received, stream),
             state: match head.framing {
                 Framing::Length(length) => State::Length(length),
                 Framing::Chunked => State::Chunk {
@@ -96,9 +93,34 @@ impl<S: Read> Read for Body<S> {
 
 /// The stream, behind what was read of it too early.
 #[derive(Debug)]
-struct Source<S> {
+pub(super) struct Source<S> {
     received: io::Cursor<Vec<u8>>,
-    stream: S,
+    pub(super) stream: S,
+}
+
+impl<S> Source<S> {
+    pub(super) fn new(received: Vec<u8>, stream: S) -> Self {
+        Source {
+            received: io::Cursor::new(received),
+            stream,
+        }
+    }
+
+    /// Has `bytes` be what is read next.
+    pub(super) fn give_back(&mut self, mut bytes: Vec<u8>) {
+        bytes.extend(self.rest());
+        self.received = io::Cursor::new(bytes);
+    }
+
+    /// What was received and not read, and the stream.
+    pub(super) fn into_parts(self) -> (Vec<u8>, S) {
+        (self.rest().to_vec(), self.stream)
+    }
+
+    fn rest(&self) -> &[u8] {
+        let at = usize::try_from(self.received.position()).unwrap_or(usize::MAX);
+        self.received.get_ref().get(at..).unwrap_or_default()
+    }
 }
 
 impl<S: Read> Source<S> {

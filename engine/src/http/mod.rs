@@ -2,6 +2,7 @@
 //! agent. One connection for each question; a guest may be hostile, so every answer has a bound.
 
 mod body;
+mod conversation;
 mod head;
 
 use std::io::{self, Read, Write};
@@ -11,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use body::Body;
+pub use conversation::Conversation;
 use head::read_head;
 
 /// The most bytes of an answer that are kept in memory.
@@ -212,7 +214,7 @@ pub fn upgrade(
 }
 
 fn send(
-    stream: &mut UnixStream,
+    stream: &mut impl Write,
     method: &str,
     target: &str,
     headers: &str,

@@ -23,7 +23,7 @@ use super::turn::Turn;
 use crate::agent::{Agent, Attach};
 use crate::cgroup;
 use crate::error::{Error, Failure, cannot};
-use crate::http::Upgraded;
+use crate::http::{Conversation, Upgraded};
 use crate::layout::Layout;
 use crate::log::Writer;
 use crate::record::{Config, Files, Isolation, State, Status, Upper};
@@ -88,7 +88,11 @@ impl<'a> Sandbox<'a> {
                         let turn = starting.turn().map_err(Obstacle::into_error)?;
                         let (machine, was) = starting.go_on(origin)?;
                         moment = Some(was);
-                        (machine, turn)
+                        Up {
+                            machine,
+                            turn,
+                            talk: None,
+                        }
                     }
                 })
             }
@@ -106,14 +110,15 @@ impl<'a> Sandbox<'a> {
         let agent = Agent::at(&files.api());
         let mut turn = None;
         let (machine, stream) = match up {
-            Some((mut machine, its_turn)) => {
-                turn = its_turn;
-                let made = match moment {
-                    None => agent.create(&wanted).map(drop),
-                    Some(_) => fit_terminal(&agent, config, task),
-                };
+            Some(up) => {
+                let mut machine = up.machine;
+                turn = up.turn;
                 let attach = |()| agent.attach(config.guest_id(), Attach { stdin: false });
-                let attached = made.and_then(attach);
+                let attached = match (moment, up.talk) {
+                    (None, Some(talk)) => agent.create_in(talk, &wanted),
+                    (None, None) => agent.create(&wanted).map(drop).and_then(attach),
+                    (Some(_), _) => fit_terminal(&agent, config, task).and_then(attach),
+                };
                 let stream = attached.map_err(|e| explain(e, &mut machine, files))?;
                 (machine, stream)
             }
@@ -332,11 +337,16 @@ pub fn record_failure(files: &Files, state: &mut State, failure: &Failure) {
     let _ = files.write_state(state);
 }
 
+/// A machine that is up.
+struct Up {
+    machine: Machine,
+    turn: Option<Turn>,
+    /// A conversation that has begun with its agent.
+    talk: Option<Conversation>,
+}
+
 /// The container's virtual machine: restored if that is wanted and can be done, else booted.
-fn machine(
-    starting: &Starting<'_>,
-    volumes: &mut Attached,
-) -> Result<(Machine, Option<Turn>), Error> {
+fn machine(starting: &Starting<'_>, volumes: &mut Attached) -> Result<Up, Error> {
     let turn = || starting.turn().map_err(Obstacle::into_error);
     if templates::is_wanted(starting.config) {
         // Before its turn: whoever makes the template has none, and must not have to wait for those who wait for it.
@@ -344,7 +354,13 @@ fn machine(
         let has_template = template.is_ok();
         let turn = turn()?;
         match template.and_then(|template| starting.restore(volumes, template)) {
-            Ok(machine) => return Ok((machine, turn)),
+            Ok((machine, talk)) => {
+                return Ok(Up {
+                    machine,
+                    turn,
+                    talk: Some(talk),
+                });
+            }
             Err(Obstacle::Over(error)) => return Err(error),
             // For whoever wonders why it took long; the container is none the worse for it.
             Err(Obstacle::Failed(why)) => eprintln!("bulkhead: booting, not restoring: {why}"),
@@ -353,10 +369,18 @@ fn machine(
             // A file server serves one machine, and may have seen that one.
             volumes.reopen(starting.config, starting.files, starting.layout)?;
         }
-        return Ok((starting.boot(volumes)?, turn));
+        return Ok(Up {
+            machine: starting.boot(volumes)?,
+            turn,
+            talk: None,
+        });
     }
     let turn = turn()?;
-    Ok((starting.boot(volumes)?, turn))
+    Ok(Up {
+        machine: starting.boot(volumes)?,
+        turn,
+        talk: None,
+    })
 }
 
 /// What the container's root is made of.

@@ -10,7 +10,7 @@ use super::machine::Machine;
 use super::starting::{Obstacle, Starting, Waited, boot_limit, remove_sockets};
 use crate::agent::{self, Agent};
 use crate::error::{Error, cannot};
-use crate::http;
+use crate::http::{self, Conversation};
 use crate::names;
 use crate::templates::{Busy, Ingredients, Template, Templates, Unmade, make};
 use crate::vm::{self, Launch, SPARE_SLOTS, Sockets};
@@ -27,9 +27,13 @@ const PART_OF_BOOT: u32 = 5;
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
 
 impl Starting<'_> {
-    /// Restores the container's machine from a template, up to an agent that knows that it is in a clone. When it
-    /// fails nothing of it is left but what file servers may have noticed.
-    pub fn restore(&self, volumes: &Attached, template: Template) -> Result<Machine, Obstacle> {
+    /// Restores the container's machine from a template, up to an agent that knows that it is in a clone, with which a
+    /// conversation has begun. When it fails nothing of it is left but what file servers may have noticed.
+    pub fn restore(
+        &self,
+        volumes: &Attached,
+        template: Template,
+    ) -> Result<(Machine, Conversation), Obstacle> {
         let cid = random_cid()?;
         let clone = vm::describe_clone(self.config, self.files, volumes, cid);
         let (document, windows) = clone.map_err(Error::from)?;
@@ -41,7 +45,7 @@ impl Starting<'_> {
         };
         let mut machine = self.watch_vmm(launch.start(&document)?)?;
         match self.wake(&mut machine, windows, boot_limit() / PART_OF_BOOT) {
-            Ok(()) => Ok(machine),
+            Ok(talk) => Ok((machine, talk)),
             Err(obstacle) => {
                 // A machine that somebody has killed says nothing about the template.
                 let is_killed = machine.was_killed();
@@ -106,7 +110,7 @@ impl Starting<'_> {
         machine: &mut Machine,
         windows: Vec<u32>,
         limit: Duration,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<Conversation, Obstacle> {
         let until = Instant::now() + limit;
         let sockets = Sockets::of(self.files);
         let asleep_ns = loop {
@@ -120,18 +124,20 @@ impl Starting<'_> {
         let body = wake::message(asleep_ns, windows)?;
         let agent = Agent::at(&sockets.api);
         loop {
-            let asked = agent.connect().and_then(|stream| {
-                http::begin(stream, "PUT", path::RESTORED, &body)
-                    .map_err(cannot("talk to the guest's agent"))
+            let talk = agent.connect().and_then(|stream| {
+                let mut talk = Conversation::new(stream);
+                let sent = talk.send("PUT", path::RESTORED, &body);
+                sent.map_err(cannot("talk to the guest's agent"))?;
+                Ok(talk)
             });
-            if let Ok(asked) = asked {
-                match self.wait(Some(machine), Some(asked.as_fd()), until)? {
+            if let Ok(mut talk) = talk {
+                match self.wait(Some(machine), Some(talk.as_fd()), until)? {
                     Waited::Readable => {
                         // A connection that comes before the guest has noticed that it is somebody else now is cut
                         // off. It can be told again: the same a second time is nothing to it.
-                        if let Ok(answer) = asked.answer() {
+                        if let Ok(answer) = talk.answer() {
                             agent::check(answer)?;
-                            return Ok(());
+                            return Ok(talk);
                         }
                     }
                     Waited::MachineEnded => return Err(self.ended(machine)),
