@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,9 @@ use jiff::Timestamp;
 
 use super::Entry;
 use super::write::previous;
+
+/// How much is read at once, in bytes.
+const BUFFER: usize = 64 << 10;
 
 /// Which entries are wanted.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,14 +53,13 @@ impl Reader {
         }
     }
 
-    /// All that is there now, what was put aside included, given to `sink` in order. To be called first.
+    /// All that is there when it is called, what was put aside included, given to `sink` in order. To be called first.
     pub fn read_all(
         &mut self,
         sink: &mut dyn FnMut(&Entry<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
         let Some(tail) = self.select.tail else {
-            self.old(sink)?;
-            return self.read_new(sink);
+            return self.read_present(sink);
         };
         let mut last: VecDeque<Entry<'static>> = VecDeque::new();
         let mut keep = |entry: &Entry<'_>| {
@@ -72,9 +74,36 @@ impl Reader {
             }
             Ok(())
         };
-        self.old(&mut keep)?;
-        self.read_new(&mut keep)?;
+        self.read_present(&mut keep)?;
         last.iter().try_for_each(sink)
+    }
+
+    /// Up to where the log ends now: who writes faster than this reads would never let it end.
+    fn read_present(
+        &mut self,
+        sink: &mut dyn FnMut(&Entry<'_>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (old, current) = loop {
+            let current = open(&self.path)?;
+            let old = open(&previous(&self.path))?;
+            // Else it was put aside between the two.
+            if old.is_none() || inode(&old)? != inode(&current)? {
+                break (old, current);
+            }
+        };
+        let end = match &current {
+            Some(file) => file.metadata()?.len(),
+            None => 0,
+        };
+        if let Some(old) = old {
+            let mut old = BufReader::with_capacity(BUFFER, old);
+            drain(&mut old, &mut Vec::new(), &self.select, sink)?;
+        }
+        if let Some(current) = current {
+            let file = self.file.insert(BufReader::with_capacity(BUFFER, current));
+            drain(&mut file.take(end), &mut self.partial, &self.select, sink)?;
+        }
+        Ok(())
     }
 
     /// What came since the last call.
@@ -87,10 +116,8 @@ impl Reader {
                 drain(file, &mut self.partial, &self.select, sink)?;
             }
             // The writer goes on in a new file when it has put this one aside.
-            let there = match File::open(&self.path) {
-                Ok(file) => file,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-                Err(e) => return Err(e),
+            let Some(there) = open(&self.path)? else {
+                return Ok(());
             };
             if let Some(file) = &mut self.file {
                 if file.get_ref().metadata()?.ino() == there.metadata()?.ino() {
@@ -100,27 +127,30 @@ impl Reader {
                 drain(file, &mut self.partial, &self.select, sink)?;
             }
             self.partial.clear();
-            self.file = Some(BufReader::with_capacity(64 << 10, there));
+            self.file = Some(BufReader::with_capacity(BUFFER, there));
         }
     }
+}
 
-    fn old(&mut self, sink: &mut dyn FnMut(&Entry<'_>) -> io::Result<()>) -> io::Result<()> {
-        match File::open(previous(&self.path)) {
-            Ok(file) => drain(
-                &mut BufReader::with_capacity(64 << 10, file),
-                &mut Vec::new(),
-                &self.select,
-                sink,
-            ),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e),
-        }
+/// None: it is not there.
+fn open(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn inode(file: &Option<File>) -> io::Result<Option<u64>> {
+    match file {
+        Some(file) => Ok(Some(file.metadata()?.ino())),
+        None => Ok(None),
     }
 }
 
 /// Gives `sink` all whole lines of the file that are left.
 fn drain(
-    file: &mut BufReader<File>,
+    file: &mut impl BufRead,
     partial: &mut Vec<u8>,
     select: &Select,
     sink: &mut dyn FnMut(&Entry<'_>) -> io::Result<()>,
@@ -172,6 +202,24 @@ mod tests {
         log.write(Stream::Stdout, b"d\n").expect("write");
         assert_eq!(collect(|sink| reader.read_new(sink)), "c\nd\n");
         assert_eq!(collect(|sink| reader.read_new(sink)), "");
+    }
+
+    #[test]
+    fn reader_when_the_log_grows_as_fast_as_it_reads_comes_to_an_end() {
+        let dir = tempfile::tempdir().expect("folder");
+        let path = dir.path().join("log");
+        let mut log = Writer::open(&path).expect("open");
+        log.write(Stream::Stdout, b"a\nb\n").expect("write");
+        let mut reader = Reader::new(&path, Select::default());
+        let mut read = 0;
+        reader
+            .read_all(&mut |_| {
+                read += 1;
+                log.write(Stream::Stdout, b"c\n")
+            })
+            .expect("read");
+        assert_eq!(read, 2);
+        assert_eq!(collect(|sink| reader.read_new(sink)), "c\nc\n");
     }
 
     #[test]
