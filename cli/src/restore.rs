@@ -71,7 +71,7 @@ pub fn run(args: &RestoreArgs, engine: &Engine, started: u64) -> Outcome {
     let disks = snapshot.disks(|disk| place(disk.index), &|| signals::has_come(&signals))?;
     let config = RestoreConfig {
         replaced_disks: disks,
-        vsock: vsock(&state.config, args.cid, &folder),
+        vsock: vsock(&state.config, snapshot.record.agent, args.cid, &folder),
         control_socket: Some(folder.join("control.sock")),
         ..RestoreConfig::default()
     };
@@ -95,20 +95,24 @@ fn api_socket(folder: &Path) -> PathBuf {
     folder.join("api.sock")
 }
 
-/// The socket device of a VM that goes on: what it was, with its sockets in `folder`.
-fn vsock(config: &VmConfig, cid: Option<u64>, folder: &Path) -> Option<VsockConfig> {
+/// The socket device of a VM that goes on: what it was, with its sockets in `folder`, one of them the agent's if there is one or
+/// was to be one.
+fn vsock(
+    config: &VmConfig,
+    has_agent: bool,
+    cid: Option<u64>,
+    folder: &Path,
+) -> Option<VsockConfig> {
     let before = config.vsock.as_ref()?;
-    let api = before.ports.iter().find(|port| port.port == API_PORT);
+    let had_port = before.ports.iter().any(|port| port.port == API_PORT);
+    let api = (has_agent || had_port).then(|| PortConfig {
+        port: API_PORT,
+        path: api_socket(folder),
+    });
     Some(VsockConfig {
         cid: cid.unwrap_or(before.cid),
         path: folder.join("vsock.sock"),
-        ports: api
-            .map(|port| PortConfig {
-                port: port.port,
-                path: api_socket(folder),
-            })
-            .into_iter()
-            .collect(),
+        ports: api.into_iter().collect(),
     })
 }
 
@@ -126,13 +130,23 @@ mod tests {
         let before = r#"{"cid": 7, "path": "/old/vsock.sock", "ports": [
             {"port": 9, "path": "/old/nine"}, {"port": 1024, "path": "/old/api.sock"}]}"#;
         let folder = Path::new("/new");
-        let after = vsock(&config(before), None, folder).expect("vsock");
+        let api = [(API_PORT, api_socket(folder))];
+        let ports = |after: &VsockConfig| -> Vec<(u32, PathBuf)> {
+            let ports = after.ports.iter();
+            ports.map(|port| (port.port, port.path.clone())).collect()
+        };
+        let after = vsock(&config(before), false, None, folder).expect("vsock");
         assert_eq!(after.cid, 7);
         assert_eq!(after.path, folder.join("vsock.sock"));
-        let ports: Vec<_> = after.ports.iter().map(|p| (p.port, &*p.path)).collect();
-        assert_eq!(ports, [(API_PORT, Path::new("/new/api.sock"))]);
-        let after = vsock(&config(before), Some(8), folder).expect("vsock");
+        assert_eq!(ports(&after), api);
+        let after = vsock(&config(before), false, Some(8), folder).expect("vsock");
         assert_eq!(after.cid, 8);
-        assert_eq!(vsock(&config("null"), Some(8), folder), None);
+        assert_eq!(vsock(&config("null"), true, Some(8), folder), None);
+        // An agent that was not asked through a socket of its own is there all the same.
+        let before = r#"{"cid": 7, "path": "/old/vsock.sock"}"#;
+        let after = vsock(&config(before), true, None, folder).expect("vsock");
+        assert_eq!(ports(&after), api);
+        let after = vsock(&config(before), false, None, folder).expect("vsock");
+        assert_eq!(ports(&after), []);
     }
 }
