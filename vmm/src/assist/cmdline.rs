@@ -28,9 +28,12 @@ const CLEARED: [(u32, &str); 7] = [
 /// What to put on the kernel's command line for this kind of host; empty on hardware.
 ///
 /// - `syscall_by_fault`: our kernel's patch, which takes the fault that `syscall` becomes there for
-///   a system call. `no_kernel_simd` (no vector code in the kernel, which nothing here knows) and
+///   a system call. `no_kernel_simd` (no vector code in the kernel, which nothing here knows),
 ///   `tick_stretch=10` (ten timer ticks a second while busy, of 2000 instructions each, not a hundred)
-///   are our patches too. Other kernels ignore all three.
+///   and `fault_around=512K` (few page faults that map much, not many that map little) are our patches
+///   too. Other kernels ignore all four.
+/// - `cgroup.memory=nokmem`: each of the kernel's own objects is not charged to the container that it is
+///   for, which is a tenth of all the kernel does there. The machine's memory is the limit for them.
 /// - `nokaslr`, `rodata=off`: relocating the kernel and splitting its mapping to protect it cost seconds
 ///   where each instruction is emulated.
 /// - `clocksource=kvm-clock`: the TSC is the host's there, and jumps when a guest is moved.
@@ -38,8 +41,8 @@ pub fn kernel_parameters(kind: HostKind) -> String {
     match kind {
         HostKind::Hardware => String::new(),
         HostKind::SoftwareAssisted => format!(
-            "syscall_by_fault no_kernel_simd tick_stretch=10 nokaslr rodata=off \
-             clocksource=kvm-clock clearcpuid={}",
+            "syscall_by_fault no_kernel_simd tick_stretch=10 fault_around=512K nokaslr rodata=off \
+             cgroup.memory=nokmem clocksource=kvm-clock clearcpuid={}",
             CLEARED.map(|(number, _)| number.to_string()).join(",")
         ),
     }
