@@ -72,6 +72,8 @@ impl Container {
     /// nothing is left of it.
     pub fn create(mut create: Create<'_>) -> Result<Container, Error> {
         let mut prepared = prepare::container(&mut create)?;
+        let spare = create.spare.take();
+        let (group, given) = spare.map_or((None, None), |spare| spare.take(&create, &mut prepared));
         let linux = create.spec.linux.as_ref();
         let flags = prepared.namespaces.clone_flags();
         let joined_pid = prepared
@@ -79,18 +81,24 @@ impl Container {
             .joined(NamespaceKind::Pid)
             .map(|joined| joined.namespace.as_fd());
         let limits = &prepared.limits;
-        let cgroup = create
-            .cgroup
-            .as_ref()
-            .map(|location| Cgroup::create(location, limits))
-            .transpose()?;
+        let cgroup = match (group, &create.cgroup) {
+            (Some(group), _) => {
+                // With the process in it, if there is one.
+                group.apply(limits).inspect_err(|_| drop(group.remove()))?;
+                Some(group)
+            }
+            (None, Some(location)) => Some(Cgroup::create(location, limits)?),
+            (None, None) => None,
+        };
         let directory = cgroup.as_ref().and_then(Cgroup::directory);
         let placed = cgroup
             .as_ref()
             .map_or(Ok(()), |group| prepare::place(&mut prepared.plan, group));
         let borrows = create.borrows && can_borrow(&create, &prepared.namespaces);
-        let forked =
-            placed.and_then(|()| fork(prepared.plan, flags, directory, joined_pid, borrows));
+        let forked = placed.and_then(|()| match given {
+            Some(given) => given.go_on(prepared.plan),
+            None => fork(prepared.plan, flags, directory, joined_pid, borrows),
+        });
         let started = match forked {
             Ok(started) => started,
             Err(error) => {
@@ -216,6 +224,7 @@ impl Container {
         loop {
             match child::receive(channel).map_err(|e| Error::step("hear from", &*self.id, e))? {
                 Message::Ready => return Ok(()),
+                Message::Keeps(_) => {}
                 Message::Terminal(master) => self.terminal = Some(master),
                 Message::Listener(descriptor) => self.tell_listener(&descriptor, self.pid)?,
                 Message::Hooks => {
@@ -435,7 +444,7 @@ impl Container {
 /// Whether the first process can share its parent's memory: not for longer than it takes to become the program, as the reaper
 /// would; not where the kernel wants memory of its own for it, or has its place in the order of who is killed when memory runs
 /// out be that of all who share theirs; and not where others could be before it who look into it.
-fn can_borrow(create: &Create<'_>, namespaces: &Namespaces) -> bool {
+pub(crate) fn can_borrow(create: &Create<'_>, namespaces: &Namespaces) -> bool {
     let process = create.spec.process.as_ref();
     let apart = NamespaceKind::User.flag() | NamespaceKind::Time.flag();
     !create.init

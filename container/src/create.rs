@@ -8,6 +8,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cgroup::Location;
 use crate::error::Error;
+use crate::spare::Spare;
 use crate::spec::Spec;
 
 /// All that [`Container::create`](crate::Container::create) needs.
@@ -36,6 +37,8 @@ pub struct Create<'a> {
     /// The path of a socket to make, at which the first process can be started when this process is gone
     /// ([`Container::open`](crate::Container::open)). None: it ends with this process unless it is started.
     pub gate: Option<PathBuf>,
+    /// A first process that was made before, with the control group that `cgroup` names. One that does not fit is ended.
+    pub spare: Option<Spare>,
     /// This process's descriptors that the program is given besides, by their numbers from 3 on. None of them is a
     /// descriptor of this crate's: those that others have opened before.
     pub preserved: Vec<i32>,

@@ -1,6 +1,7 @@
 //! Starting a process that carries a plan out, and what its failures mean.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags, openat};
@@ -13,7 +14,7 @@ use crate::error::Error;
 use crate::namespaces;
 use crate::plan::{Operation, Plan, Remaining};
 use crate::prepare;
-use crate::sys::{self, Forked, Lent};
+use crate::sys::{self, Forked, Later, Lent};
 
 /// A process that carries a plan out.
 pub(crate) struct Started {
@@ -40,7 +41,7 @@ impl Carried {
     pub fn failure(self, operation: usize, error: Errno) -> Error {
         let plan = match self {
             Carried::Copied(plan) => Some(*plan),
-            Carried::Lent(lent) => lent.take_back().map(|task| task.plan),
+            Carried::Lent(lent) => lent.take_back().and_then(Task::into_plan),
         };
         match plan {
             Some(plan) => plan.failure(operation, error),
@@ -52,9 +53,21 @@ impl Carried {
 /// What a process works with that borrows this one's memory.
 #[derive(Debug)]
 pub(crate) struct Task {
-    plan: Plan,
+    pub plan: Plan,
     /// By its number, which is the process's own.
-    channel: BorrowedFd<'static>,
+    pub channel: BorrowedFd<'static>,
+    /// What it carries out after that, if it is a spare one.
+    pub later: Option<Arc<Later<Plan>>>,
+}
+
+impl Task {
+    /// The plan that it came to.
+    fn into_plan(self) -> Option<Plan> {
+        match self.later {
+            Some(later) => Arc::into_inner(later)?.into_inner().or(Some(self.plan)),
+            None => Some(self.plan),
+        }
+    }
 }
 
 impl Started {
@@ -83,6 +96,7 @@ pub(crate) fn fork(
             let task = Task {
                 plan,
                 channel: their_channel,
+                later: None,
             };
             let started = sys::clone3_beside(flags, cgroup, task, |task| {
                 child::run(&mut task.plan, Some(task.channel));
@@ -178,7 +192,7 @@ pub(crate) fn execute(
                     }
                 }
                 Message::Failed { operation, error } => failed = Some((operation, error)),
-                Message::Ready | Message::Hooks => {}
+                Message::Ready | Message::Hooks | Message::Keeps(_) => {}
                 Message::Gone => break,
             }
         }
@@ -196,7 +210,7 @@ pub(crate) fn execute(
 
 /// Whoever may look into a process in the container must not see this process's memory in it. From now on nobody may look
 /// into either, without the capability to look into all.
-fn hide_memory() -> Result<(), Error> {
+pub(crate) fn hide_memory() -> Result<(), Error> {
     static HIDDEN: AtomicBool = AtomicBool::new(false);
     if !HIDDEN.load(Ordering::Relaxed) {
         sys::set_undumpable()
@@ -213,7 +227,7 @@ fn processes_of(group: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 }
 
 /// The parent's end and the child's.
-fn channel(plan: &Plan) -> Result<(OwnedFd, OwnedFd), Error> {
+pub(crate) fn channel(plan: &Plan) -> Result<(OwnedFd, OwnedFd), Error> {
     let kind = SocketType::SEQPACKET;
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).map_err(not_started)?;
@@ -230,7 +244,7 @@ fn fork_in(
     }
 }
 
-fn not_started(error: Errno) -> Error {
+pub(crate) fn not_started(error: Errno) -> Error {
     Error::step("start", "a process", error)
 }
 

@@ -235,6 +235,8 @@ pub enum Operation {
         flags: MountFlags,
         data: CString,
     },
+    /// Makes the directories for an overlay in the current directory, which is empty.
+    MakeLayers,
     /// Makes an overlay of `lower` in the current directory and goes there.
     Overlay {
         source: CString,
@@ -243,6 +245,8 @@ pub enum Operation {
         /// The overlay's options.
         layers: CString,
         devices: bool,
+        /// By [`Operation::MakeLayers`].
+        has_layers: bool,
     },
     /// The current directory becomes the root of this process, and what was the root can still be gone back to.
     ChangeRoot,
@@ -404,6 +408,10 @@ impl Operation {
             O::PrivateMounts => ("make private", "the mounts of the new namespace".into()),
             O::EnterTree { name, .. } => ("mount the root filesystem from", name.clone()),
             O::EnterMount { source, .. } => ("mount the writable layer from", path(source)),
+            O::MakeLayers => (
+                "make directories for",
+                "the root filesystem's overlay".into(),
+            ),
             O::Overlay { source, .. } => ("mount the root filesystem's overlay on", path(source)),
             O::ChangeRoot => ("go to", "the root filesystem".into()),
             O::AwaitHooks => ("wait for", "hooks".into()),

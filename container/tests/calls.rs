@@ -144,6 +144,7 @@ fn create_and_start(execute: bool) {
         dies_with_parent: false,
         bundle: None,
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     };
     if !execute {

@@ -26,6 +26,7 @@ fn create_in(group: &Group, spec: &Spec, rootfs: Rootfs) -> Result<(Container, P
         dies_with_parent: false,
         bundle: None,
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     };
     Ok((Container::create(create)?, pipes))

@@ -518,6 +518,7 @@ fn terminal_when_asked_for_then_the_container_has_its_own() {
         dies_with_parent: false,
         bundle: None,
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     };
     let mut container = Container::create(create).unwrap();
@@ -612,6 +613,7 @@ fn init_when_asked_for_then_it_reaps_forwards_and_ends_alike() {
         dies_with_parent: false,
         bundle: None,
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     };
     let mut container = Container::create(create).unwrap();
@@ -643,6 +645,7 @@ fn init_when_the_program_is_missing_then_said() {
         dies_with_parent: false,
         bundle: None,
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     };
     let mut container = Container::create(create).unwrap();

@@ -35,6 +35,7 @@ fn start(
         dies_with_parent: false,
         bundle: None,
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     };
     let mut container = Container::create(create).unwrap_or_else(|e| panic!("{e}"));
@@ -268,6 +269,7 @@ fn huge_pages_when_limited_then_where_they_are_counted_or_refused() {
         dies_with_parent: false,
         bundle: None,
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     });
     match created {

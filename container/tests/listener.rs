@@ -111,6 +111,7 @@ fn create(spec: &Spec, root: &Path) -> Result<(Container, Pipes), Error> {
             warn: |_| {},
         }),
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     };
     Ok((Container::create(create)?, pipes))

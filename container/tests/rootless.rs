@@ -311,6 +311,7 @@ fn group_when_delegated_then_the_container_is_in_it(root: &Path) {
         dies_with_parent: false,
         bundle: None,
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     })
     .unwrap_or_else(|e| panic!("{e}"));

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use bulkhead_container::Spare;
 use bulkhead_protocol::{BootTimings, Restored, Shutdown};
 
 use crate::containers::Containers;
@@ -31,6 +32,8 @@ pub struct Guest {
     pub last_resort: Option<LastResort>,
     /// The containers and what was executed in them.
     pub containers: Containers,
+    /// The next container's first process, if it was asked for.
+    pub spare: Option<Spare>,
     /// The streams' ends of what runs in containers.
     pub programs: Slab<Program>,
     /// Connections to programs.
@@ -56,6 +59,7 @@ impl Guest {
             restored: None,
             last_resort: None,
             containers,
+            spare: None,
             programs: Slab::new(),
             streams: Slab::new(),
             subscribers: Slab::new(),

@@ -30,6 +30,17 @@ pub struct CreateContainer<S> {
     pub init: bool,
 }
 
+/// The body of `PUT /v1/spare`: what the next container will probably be like. Its first process is made now, as far as that
+/// can be without its root filesystem. A container that turns out to be different has one made of its own.
+///
+/// `S` is an OCI runtime specification, as in [`CreateContainer`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpareProcess<S> {
+    /// As of the container. Namespaces, the mounts of the kernel's filesystems, devices, and what of them is hidden or only
+    /// read are what counts.
+    pub spec: S,
+}
+
 /// A root made of a read-only lower layer and a writable upper one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rootfs {

@@ -12,6 +12,8 @@ pub const CLOCK: &str = "/v1/clock";
 pub const ENTROPY: &str = "/v1/entropy";
 /// `PUT` [`super::Restored`]: the guest goes on from a snapshot.
 pub const RESTORED: &str = "/v1/restored";
+/// `PUT` [`super::SpareProcess`].
+pub const SPARE: &str = "/v1/spare";
 /// `GET`: lines of [`super::Event`], until the client leaves.
 pub const EVENTS: &str = "/v1/events";
 /// `GET`: [`super::Interface`]s. `PUT` [`super::SetInterface`] on `/v1/interfaces/NAME`.

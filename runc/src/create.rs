@@ -157,6 +157,7 @@ impl<'a> Wanted<'a> {
                 warn,
             }),
             gate: apart.then(|| self.place.gate()),
+            spare: None,
             preserved: self.descriptors.numbers.clone(),
         };
         let scope = group.held.as_ref().map(|held| held.scope.clone());

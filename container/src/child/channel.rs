@@ -3,7 +3,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::{Errno, read};
 use rustix::net::{
@@ -23,6 +23,8 @@ pub enum Message {
     Listener(OwnedFd),
     /// It waits for hooks to be run.
     Hooks,
+    /// This descriptor, which it shares with the parent, is one that it needs later.
+    Keeps(RawFd),
     /// All but the start is done.
     Ready,
     /// An operation of its plan failed.
@@ -40,11 +42,17 @@ const READY: u32 = u32::MAX;
 const TERMINAL: u32 = u32::MAX - 1;
 const HOOKS: u32 = u32::MAX - 2;
 const LISTENER: u32 = u32::MAX - 3;
+const KEEPS: u32 = u32::MAX - 4;
 
 pub(super) fn report_failure(channel: BorrowedFd, (operation, error): Failure) {
     let message = encode(u32::try_from(operation).unwrap_or(0), error.raw_os_error());
     // Whoever does not listen any more need not know.
     let _ = send(channel, &message, SendFlags::NOSIGNAL);
+}
+
+pub(super) fn report_kept(channel: BorrowedFd, descriptor: BorrowedFd) -> Result<(), Errno> {
+    let message = encode(KEEPS, descriptor.as_raw_fd());
+    send(channel, &message, SendFlags::NOSIGNAL).map(drop)
 }
 
 pub(super) fn report_ready(channel: BorrowedFd) -> Result<(), Errno> {
@@ -142,6 +150,7 @@ pub fn receive(channel: impl AsFd) -> Result<Message, Errno> {
     Ok(match operation {
         READY => Message::Ready,
         HOOKS => Message::Hooks,
+        KEEPS => Message::Keeps(error),
         TERMINAL => Message::Terminal(descriptor.ok_or(Errno::BADF)?),
         LISTENER => Message::Listener(descriptor.ok_or(Errno::BADF)?),
         operation => Message::Failed {

@@ -14,7 +14,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use rustix::io::Errno;
 
 use crate::plan::{Identity, Operation, Plan, Program, Slot};
-use crate::sys;
+use crate::sys::{self, Later};
 use crate::users::Ids;
 
 pub use channel::{Message, receive, send_go};
@@ -54,7 +54,56 @@ pub type Failure = (usize, Errno);
 
 /// Carries a plan out. Comes back only when that fails, which a parent that listens has been told.
 pub fn run(plan: &mut Plan, channel: Option<BorrowedFd<'static>>) -> Failure {
-    let mut state = State {
+    let (operations, mut state) = begin(plan, channel);
+    let failure = carry_out(operations, &mut state).unwrap_or((0, Errno::NOSYS));
+    if let Some(channel) = state.channel {
+        channel::report_failure(channel, failure);
+    }
+    failure
+}
+
+/// Carries the first part of a plan out, and the rest when that is given. Comes back only when something fails, which the parent
+/// has been told.
+pub fn run_early(early: &mut Plan, channel: BorrowedFd<'static>, later: &Later<Plan>) {
+    let (operations, mut state) = begin(early, Some(channel));
+    let failure = carry_out(operations, &mut state).or_else(|| {
+        // What lies below them is needed by what comes later, the devices of disks for one.
+        let mut kept = operations.iter().enumerate();
+        kept.find_map(|(index, operation)| match operation {
+            Operation::AttachKept { slot, target } => {
+                let slot = &mut state.slots[*slot as usize];
+                Some((index, mounts::take_away(slot, target).err()?))
+            }
+            _ => None,
+        })
+    });
+    if let Some(failure) = failure {
+        return channel::report_failure(channel, failure);
+    }
+    let slots = state.slots;
+    let mut kept = slots.iter().flatten();
+    let goes_on = kept
+        .try_for_each(|slot| channel::report_kept(channel, *slot))
+        .and_then(|()| channel::report_ready(channel))
+        .and_then(|()| channel::await_go(channel))
+        // With all that the parent has opened for it.
+        .and_then(|()| sys::unshare(libc::CLONE_FILES));
+    let (Ok(()), Some(plan)) = (goes_on, later.take()) else {
+        return;
+    };
+    let (operations, mut state) = begin(plan, Some(channel));
+    state.slots = slots;
+    let failure = carry_out(operations, &mut state).unwrap_or((0, Errno::NOSYS));
+    if let Some(channel) = state.channel {
+        channel::report_failure(channel, failure);
+    }
+}
+
+fn begin<'a>(
+    plan: &'a mut Plan,
+    channel: Option<BorrowedFd<'static>>,
+) -> (&'a [Operation], State<'a>) {
+    let state = State {
         program: &mut plan.program,
         identity: &plan.identity,
         channel,
@@ -66,17 +115,13 @@ pub fn run(plan: &mut Plan, channel: Option<BorrowedFd<'static>>) -> Failure {
         terminal: None,
         masks: mounts::Masks::default(),
     };
-    let mut failure = (0, Errno::NOSYS);
-    for (index, operation) in plan.operations.iter().enumerate() {
-        if let Err(error) = perform(operation, &mut state) {
-            failure = (index, error);
-            break;
-        }
-    }
-    if let Some(channel) = state.channel {
-        channel::report_failure(channel, failure);
-    }
-    failure
+    (&plan.operations, state)
+}
+
+/// Where it failed, if it did.
+fn carry_out(operations: &[Operation], state: &mut State) -> Option<Failure> {
+    let mut operations = operations.iter().enumerate();
+    operations.find_map(|(index, operation)| Some((index, perform(operation, state).err()?)))
 }
 
 fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
@@ -116,7 +161,12 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
             flags,
             layers,
             devices,
-        } => root::overlay(source, kind, *flags, layers, *devices),
+            has_layers,
+        } => {
+            let is_new = *has_layers || root::make_layers()?;
+            root::overlay((source, kind, *flags), layers, *devices, is_new)
+        }
+        O::MakeLayers => root::make_layers().map(drop),
         O::ChangeRoot => root::change_root(state),
         O::AwaitHooks => channel::await_hooks(state.channel()?),
         O::ChangeRootBack => root::change_root_back(state),

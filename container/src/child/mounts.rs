@@ -12,8 +12,9 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, write as write_some};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, mount as mount2, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount as mount2, move_mount,
+    open_tree, unmount,
 };
 use rustix::process::{Gid, Uid, fchdir};
 
@@ -85,6 +86,15 @@ pub fn open(mount: &MountKept, state: &mut State) -> Result<(), Errno> {
     let root = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, mount.attributes)?;
     state.slots[mount.slot as usize] = Some(sys::leak(root));
     Ok(())
+}
+
+/// Takes a mount from its place, with all that is mounted below, and keeps it.
+pub fn take_away(slot: &mut Option<BorrowedFd<'static>>, target: &CStr) -> Result<(), Errno> {
+    // A copy: what is unmounted is attached nowhere any more.
+    let whole = CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::AT_EMPTY_PATH;
+    let root = slot.ok_or(Errno::BADF)?;
+    *slot = Some(sys::leak(open_tree(root, c"", whole)?));
+    unmount(target, UnmountFlags::DETACH)
 }
 
 pub fn attach_kept(root: BorrowedFd, target: &CStr) -> Result<(), Errno> {

@@ -54,18 +54,22 @@ pub fn enter_mount(
     chdir(c"/proc")
 }
 
-pub fn overlay(
-    source: &CStr,
-    kind: &CStr,
-    flags: MountFlags,
-    layers: &CStr,
-    devices: bool,
-) -> Result<(), Errno> {
-    let made = make_here(c"upper")?;
+/// Makes what an overlay is mounted of, and returns whether there was nothing yet: a disk may have been used before.
+pub fn make_layers() -> Result<bool, Errno> {
+    let is_new = make_here(c"upper")?;
     make_here(c"work")?;
     make_here(c"lower")?;
+    Ok(is_new)
+}
+
+pub fn overlay(
+    (source, kind, flags): (&CStr, &CStr, MountFlags),
+    layers: &CStr,
+    devices: bool,
+    is_new: bool,
+) -> Result<(), Errno> {
     mount2(source, c"lower", kind, flags, Some(c""))?;
-    if made {
+    if is_new {
         // The root directory itself is shown as it is in the writable layer.
         let root = stat(c"lower")?;
         if root.st_mode & 0o7777 != MODE.as_raw_mode() {
@@ -89,7 +93,7 @@ pub fn overlay(
     chdir(c"lower")
 }
 
-/// Whether it was not there: a disk may have been used before.
+/// Whether it was not there.
 fn make_here(name: &CStr) -> Result<bool, Errno> {
     match mkdir(name, MODE) {
         Err(Errno::EXIST) => Ok(false),

@@ -420,6 +420,7 @@ mod tests {
             borrows: false,
             dies_with_parent: false,
             gate: None,
+            spare: None,
             preserved: Vec::new(),
             bundle: Some(Bundle {
                 path: "/".into(),

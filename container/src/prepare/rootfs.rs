@@ -173,6 +173,7 @@ fn overlay(lower: &Lower, way: Way, devices: bool) -> Result<O, Error> {
         flags,
         layers: layers.into(),
         devices,
+        has_layers: false,
     })
 }
 

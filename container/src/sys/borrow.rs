@@ -3,6 +3,7 @@
 //! what the child works with is not touched until then ([`Lent`]).
 
 use std::arch::asm;
+use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -118,6 +119,63 @@ struct Beside<T> {
     is_used: AtomicU32,
     task: T,
     run: fn(&mut T),
+}
+
+/// What a child is given that works beside its parent already: put there by the parent before it says so, and from then on the
+/// child's, until whoever owns it has it to himself again.
+#[derive(Debug)]
+pub struct Later<T> {
+    /// Empty, full, or taken.
+    state: AtomicU32,
+    value: UnsafeCell<Option<T>>,
+}
+
+// SAFETY: `state` says whose the value is, and it goes from one to the other.
+unsafe impl<T: Send> Sync for Later<T> {}
+
+impl<T> Default for Later<T> {
+    fn default() -> Self {
+        Later {
+            state: AtomicU32::new(Self::EMPTY),
+            value: UnsafeCell::new(None),
+        }
+    }
+}
+
+impl<T> Later<T> {
+    const EMPTY: u32 = 0;
+    const FILLING: u32 = 1;
+    const FULL: u32 = 2;
+    const TAKEN: u32 = 3;
+
+    fn goes(&self, from: u32, to: u32) -> bool {
+        let order = Ordering::AcqRel;
+        self.state
+            .compare_exchange(from, to, order, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Gives it. Only the first is given.
+    pub fn give(&self, value: T) {
+        if self.goes(Self::EMPTY, Self::FILLING) {
+            // SAFETY: whoever changed the state is the only one to touch the value.
+            unsafe { *self.value.get() = Some(value) };
+            self.state.store(Self::FULL, Ordering::Release);
+        }
+    }
+
+    /// What was given, to the first who asks.
+    #[allow(clippy::mut_from_ref)]
+    pub fn take(&self) -> Option<&mut T> {
+        let is_ours = self.goes(Self::FULL, Self::TAKEN);
+        // SAFETY: whoever changed the state is the only one to touch the value, for as long as this is borrowed.
+        is_ours.then(|| unsafe { (*self.value.get()).as_mut() })?
+    }
+
+    /// What was given.
+    pub fn into_inner(self) -> Option<T> {
+        self.value.into_inner()
+    }
 }
 
 /// What was lent to a child. Dropped, it is freed; if the child does not give it back soon, it is its for good.

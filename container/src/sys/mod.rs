@@ -7,7 +7,7 @@
 mod borrow;
 mod raw;
 
-pub use borrow::{Lent, clone3_beside, clone3_borrowing};
+pub use borrow::{Later, Lent, clone3_beside, clone3_borrowing};
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_ulong, c_void};
 use std::io;
@@ -203,7 +203,7 @@ pub fn exit(code: c_int) -> ! {
 
 /// Moves the calling process into new namespaces (`CLONE_NEW*`). For children that have one thread.
 pub fn unshare(flags: c_int) -> Result<(), Errno> {
-    // SAFETY: takes no pointer. Only namespaces are unshared, no memory and no descriptors.
+    // SAFETY: takes no pointer. Namespaces are unshared, and descriptors of a child that goes on with a copy of them.
     check(unsafe { raw!(libc::SYS_unshare, flags) }).map(drop)
 }
 
@@ -286,6 +286,18 @@ pub fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
 pub fn leak(fd: OwnedFd) -> BorrowedFd<'static> {
     // SAFETY: its owner is gone without closing it, so that nobody does.
     unsafe { BorrowedFd::borrow_raw(fd.into_raw_fd()) }
+}
+
+/// A descriptor that a child has opened which shares them with this process; none if that is closed.
+pub fn take_over(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: whoever opened it does not close it here.
+    is_open(number).then(|| unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Whether a number is a descriptor's.
+pub fn is_open(number: RawFd) -> bool {
+    // SAFETY: takes no pointer and changes nothing.
+    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }
 
 /// A descriptor of a plan's, in the child, where nothing of the plan is ever dropped.

@@ -136,6 +136,7 @@ pub fn create(spec: &Spec, rootfs: Rootfs) -> Result<(Container, Pipes), Error> 
         dies_with_parent: false,
         bundle: None,
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     };
     Ok((Container::create(create)?, pipes))

@@ -121,6 +121,7 @@ fn init_when_looked_into_from_its_first_moment_then_it_shows_nothing() {
             dies_with_parent: false,
             bundle: None,
             gate: None,
+            spare: None,
             preserved: Vec::new(),
         })
         .unwrap();
@@ -150,6 +151,7 @@ fn program_when_executed_or_with_an_init_then_it_has_three_descriptors() {
             dies_with_parent: false,
             bundle: None,
             gate: None,
+            spare: None,
             preserved: Vec::new(),
         })
         .unwrap();

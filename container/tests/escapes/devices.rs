@@ -29,6 +29,7 @@ fn in_group(name: &str, rules: bool, command: &str) -> Output {
         dies_with_parent: false,
         bundle: None,
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     })
     .unwrap();

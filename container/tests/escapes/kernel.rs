@@ -238,6 +238,7 @@ fn runtime_when_traced_or_signalled_from_inside_then_it_is_not_there() {
             dies_with_parent: false,
             bundle: None,
             gate: None,
+            spare: None,
             preserved: Vec::new(),
         })
         .unwrap();

@@ -62,6 +62,7 @@ fn be_the_runtime(root: &Path) {
         dies_with_parent: false,
         bundle: None,
         gate: None,
+        spare: None,
         preserved: Vec::new(),
     };
     let mut container = Container::create(create).unwrap();

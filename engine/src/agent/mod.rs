@@ -8,7 +8,7 @@ use bulkhead_container::spec::{self, Spec};
 use bulkhead_protocol::frame::UPGRADE;
 use bulkhead_protocol::{
     ApiError, ContainerState, CreateContainer, Exec, ExecState, Exit, Kill, Processes, Shutdown,
-    Stats, TerminalSize, path,
+    SpareProcess, Stats, TerminalSize, path,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -69,6 +69,12 @@ impl Agent {
             },
         };
         streaming(talk.upgraded().map_err(unreachable)?)
+    }
+
+    /// Has the first process of the next container made, which will probably be like this.
+    pub fn make_spare(&self, spec: &Spec) -> Result<(), Error> {
+        let body = SpareProcess { spec };
+        self.send("PUT", path::SPARE, &body).map(drop)
     }
 
     /// Has its program executed.

@@ -125,6 +125,15 @@ pub fn build(id: &str, image: &ImageConfiguration, options: &Options) -> Result<
 }
 
 /// In a guest all but a network of its own: the guest's is, and has no interface but its loopback.
+/// Puts mounts in the order in which they can be made: what lies below another comes after it.
+pub fn sort_mounts(mounts: &mut [Mount]) {
+    let names = |mount: &Mount| {
+        let names = mount.destination.split('/');
+        names.filter(|name| !name.is_empty()).count()
+    };
+    mounts.sort_by_key(names);
+}
+
 fn namespaces(isolation: Isolation) -> Vec<Namespace> {
     let mut namespaces = defaults::namespaces();
     if isolation == Isolation::Vm {

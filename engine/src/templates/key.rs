@@ -14,7 +14,7 @@ use crate::record::Machine;
 use crate::vm::{CMDLINE, SPARE_SLOTS};
 
 /// Counted up when templates are made in another way.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Hexadecimal digits of a key: short enough for a name, and no two alike.
 const DIGITS: usize = 32;
 

@@ -90,7 +90,7 @@ fn make_with(starting: &Starting<'_>, folder: &Path, sockets: &Sockets) -> Resul
     Ok(())
 }
 
-/// Has the agent make a container and delete it, so that clones have in memory what that takes: code is read from
+/// Has the agent make a container and delete it, and the first process of the next one, so that clones have in memory what that takes: code is read from
 /// the disk when it is first used, and control groups are set up for the first container. Its program is nowhere to
 /// be found: nothing has run that could know anything.
 fn rehearse(agent: &Agent) -> Result<(), Error> {
@@ -98,7 +98,8 @@ fn rehearse(agent: &Agent) -> Result<(), Error> {
         command: vec![format!("/{REHEARSAL}")],
         ..Options::default()
     };
-    let spec = spec::build(REHEARSAL, &ImageConfiguration::default(), &options)?;
+    let mut spec = spec::build(REHEARSAL, &ImageConfiguration::default(), &options)?;
+    spec::sort_mounts(&mut spec.mounts);
     let wanted = CreateContainer {
         id: REHEARSAL.to_owned(),
         rootfs: Rootfs {
@@ -118,8 +119,13 @@ fn rehearse(agent: &Agent) -> Result<(), Error> {
     }
     match agent.delete(REHEARSAL) {
         // It got as far as it could: clones have to do more by themselves.
-        Err(Error::Agent { status: 404, .. }) => Ok(()),
-        result => result,
+        Ok(()) | Err(Error::Agent { status: 404, .. }) => {}
+        Err(e) => return Err(e),
+    }
+    match agent.make_spare(&wanted.spec) {
+        // Likewise.
+        Ok(()) | Err(Error::Agent { .. }) => Ok(()),
+        Err(e) => Err(e),
     }
 }
 

@@ -217,14 +217,7 @@ impl Attached {
         let taken = |place: &str| self.mounts.iter().any(|m| m.destination == place);
         spec.mounts.retain(|mount| !taken(&mount.destination));
         spec.mounts.extend(self.mounts.iter().cloned());
-        // What lies below another comes after it.
-        spec.mounts.sort_by_key(|mount| {
-            mount
-                .destination
-                .split('/')
-                .filter(|n| !n.is_empty())
-                .count()
-        });
+        crate::spec::sort_mounts(&mut spec.mounts);
         spec
     }
 }

@@ -1,7 +1,9 @@
 //! Containers: from requests to what happens to them.
 
 use bulkhead_container::spec::Spec;
-use bulkhead_protocol::{ContainerList, CreateContainer, EventKind, Kill, TerminalSize};
+use bulkhead_protocol::{
+    ContainerList, CreateContainer, EventKind, Kill, SpareProcess, TerminalSize,
+};
 
 use super::{Destination, Outcome, done, json, read};
 use crate::connection::Answer;
@@ -16,6 +18,12 @@ impl Guest {
         let wanted: CreateContainer<Spec> = read(body, "a CreateContainer")?;
         let key = self.create(&wanted)?;
         json(201, &self.entry(key)?.state())
+    }
+
+    pub(super) fn put_spare(&mut self, body: &[u8]) -> Outcome {
+        let wanted: SpareProcess<Spec> = read(body, "a SpareProcess")?;
+        self.make_spare(&wanted.spec)?;
+        done()
     }
 
     pub(super) fn list_containers(&self) -> Outcome {

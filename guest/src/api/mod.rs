@@ -67,7 +67,9 @@ impl Handler for Asked<'_> {
                 Ok(copy) => Expect::Leave(Destination::Copy(copy)),
                 Err(response) => Expect::Refuse(response),
             },
-            (Some(Route::Containers | Route::Exec(_)), "POST") => Expect::Body(MAX_CONFIGURATION),
+            (Some(Route::Containers | Route::Exec(_)), "POST") | (Some(Route::Spare), "PUT") => {
+                Expect::Body(MAX_CONFIGURATION)
+            }
             _ => Expect::Body(MAX_BODY),
         }
     }
@@ -103,6 +105,7 @@ impl Asked<'_> {
             Route::Clock => guest.clock(),
             Route::Entropy => guest.add_entropy(body),
             Route::Restored => guest.restored(body),
+            Route::Spare => guest.put_spare(body),
             Route::Events => guest.events(),
             Route::Interfaces => network::interfaces(),
             Route::Interface(name) if method == "PUT" => network::set_interface(name, body),
@@ -262,6 +265,7 @@ mod tests {
             ("get", "/v1/info", "GET, HEAD"),
             ("GET", "/v1/shutdown", "POST"),
             ("POST", "/v1/restored", "PUT"),
+            ("GET", "/v1/spare", "PUT"),
         ] {
             let response = ask(guest, method, path, b"");
             assert_eq!((response.status, response.allow), (405, Some(allow)));

@@ -12,6 +12,7 @@ pub enum Route<'a> {
     Clock,
     Entropy,
     Restored,
+    Spare,
     Events,
     Interfaces,
     Interface(&'a str),
@@ -45,6 +46,7 @@ impl<'a> Route<'a> {
             path::CLOCK => Route::Clock,
             path::ENTROPY => Route::Entropy,
             path::RESTORED => Route::Restored,
+            path::SPARE => Route::Spare,
             path::EVENTS => Route::Events,
             path::INTERFACES => Route::Interfaces,
             path::ROUTES => Route::Routes,
@@ -98,6 +100,7 @@ impl<'a> Route<'a> {
         match self {
             Route::Entropy
             | Route::Restored
+            | Route::Spare
             | Route::Interfaces
             | Route::Interface(_)
             | Route::Routes => true,
@@ -119,7 +122,7 @@ impl<'a> Route<'a> {
             | Route::ExecWait(..) => "GET, HEAD",
             Route::Clock | Route::Routes | Route::Interface(_) => "GET, HEAD, PUT",
             Route::Files(_) => "GET, PUT",
-            Route::Restored => "PUT",
+            Route::Restored | Route::Spare => "PUT",
             // Its answer has no end, and so no length.
             Route::Events => "GET",
             Route::Containers => "GET, HEAD, POST",
@@ -157,6 +160,7 @@ mod tests {
         for (text, route) in [
             ("/v1/health", Route::Health),
             ("/v1/restored", Route::Restored),
+            ("/v1/spare", Route::Spare),
             ("/v1/interfaces/eth0", Route::Interface("eth0")),
             ("/v1/containers", Route::Containers),
             ("/v1/containers/a", Route::Container("a")),

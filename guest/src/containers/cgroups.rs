@@ -10,7 +10,7 @@ use bulkhead_container::cgroup::Location;
 const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "cpuset"];
 
 /// The name of a group that is made before its container. No container has it for an id.
-const SPARE: &str = ".spare";
+pub const SPARE: &str = ".spare";
 
 /// Where containers' groups are. Nothing of it is made before the first container, since a boot would
 /// have to wait for it.

@@ -3,11 +3,12 @@
 use std::io;
 
 use bulkhead_container::spec::{Process, Spec};
-use bulkhead_container::{Container, Create, Stdio, TerminalSize};
+use bulkhead_container::{Container, Create, Spare, Stdio, TerminalSize};
 use bulkhead_protocol as api;
 use bulkhead_protocol::{CreateContainer, Event, EventKind, Exit};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::cgroups::SPARE;
 use super::oom;
 use super::rootfs::Root;
 use super::volumes::Mounted;
@@ -45,12 +46,18 @@ impl Guest {
             let message = format!("There are {MAX_CONTAINERS} containers already.");
             return Err(Response::unavailable(&message));
         }
-        let cgroup = self.containers.cgroups.of_container(id);
-        let cgroup = cgroup.map_err(|e| cannot("set the control groups up", &e))?;
+        let mut spare = self.spare.take();
+        let cgroup = match &spare {
+            Some(spare) => spare.cgroup(),
+            None => {
+                let cgroup = self.containers.cgroups.of_container(id);
+                cgroup.map_err(|e| cannot("set the control groups up", &e))?
+            }
+        };
         let process = wanted.spec.process.as_ref();
         let is_terminal = process.is_some_and(|p| p.terminal);
         let volumes = Mounted::mount(&wanted.volumes)?;
-        let make = |rootfs| {
+        let mut make = |rootfs| {
             let (stdio, ends) = streams(is_terminal, wanted.stdin, wanted.terminal, process)?;
             let create = Create {
                 id,
@@ -63,6 +70,7 @@ impl Guest {
                 dies_with_parent: !self.owns_machine,
                 bundle: None,
                 gate: None,
+                spare: spare.take(),
                 preserved: Vec::new(),
             };
             Ok((Container::create(create), ends))
@@ -90,6 +98,21 @@ impl Guest {
         }
         self.tell_of(key, EventKind::Created);
         Ok(key)
+    }
+
+    /// Makes the first process of a container that will probably be like this. One that was made before is ended.
+    pub fn make_spare(&mut self, spec: &Spec) -> Result<(), Response> {
+        if self.shutdown().is_some() {
+            return Err(Response::conflict("The guest is shutting down."));
+        }
+        self.spare = None;
+        let cgroup = self.containers.cgroups.of_container(SPARE);
+        let cgroup = cgroup.map_err(|e| cannot("set the control groups up", &e))?;
+        let Some(cgroup) = cgroup else {
+            return Err(Response::conflict("There are no control groups here."));
+        };
+        self.spare = Some(Spare::new(spec, &cgroup).map_err(|e| refusal(&e))?);
+        Ok(())
     }
 
     fn register(&mut self, id: &str, container: Container, ends: Ends) -> Result<Key, Response> {
@@ -317,6 +340,7 @@ impl Guest {
     /// Makes sure that every container hears of the guest's end: what is stopped cannot, and what was
     /// never started has nothing to put in order.
     pub fn wake_containers(&mut self) {
+        self.spare = None;
         for key in self.containers.keys() {
             let Some(entry) = self.containers.get_mut(key) else {
                 continue;

@@ -1,0 +1,397 @@
+//! A first process that was made before its container is known: it has its namespaces, its control group, and the kernel's
+//! filesystems in the form that most configurations ask for, and waits for the rest of a plan. Where the kernel's own
+//! instructions are slow, that is half of a container's creation, and a template of machines has it done for all of them.
+//!
+//! A plan is taken apart (`split`): what can be done before the root filesystem is there comes first. A configuration whose
+//! first part is the same as what was done gets the process; any other gets the control group alone.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use crate::cgroup::{Cgroup, Limits, Location};
+use crate::child::{self, Message};
+use crate::container::can_borrow;
+use crate::create::{Create, Lower, Rootfs, Stdio, Upper};
+use crate::error::Error;
+use crate::fork::{Carried, Started, Task, channel, hide_memory, not_started, send_signal};
+use crate::plan::{Operation as O, Plan};
+use crate::prepare::{self, Prepared};
+use crate::spec::Spec;
+use crate::sys::{self, Later, Lent};
+
+/// The descriptors of this process, by their numbers.
+const DESCRIPTORS: &str = "/proc/self/fd";
+
+/// See the module. Dropped, it ends.
+#[derive(Debug)]
+pub struct Spare {
+    /// None once it has been given away.
+    waiting: Option<Waiting>,
+    /// `CLONE_NEW*` of its namespaces.
+    namespaces: u64,
+    /// What it has done, in words.
+    done: Vec<String>,
+    /// And where it is, ready for an overlay; likewise.
+    place: String,
+    /// Where it is.
+    cgroup: Option<Cgroup>,
+}
+
+/// A process that waits for a plan.
+#[derive(Debug)]
+struct Waiting {
+    pid: Pid,
+    pidfd: OwnedFd,
+    channel: OwnedFd,
+    /// Its end, and what else it has open: it shares this process's descriptors until it is given the plan, so that it has
+    /// those that the plan brings.
+    shared: Vec<OwnedFd>,
+    lent: Lent<Task>,
+    plan: Arc<Later<Plan>>,
+}
+
+impl Spare {
+    /// Makes one for containers like this, in a control group that is made and has no limits yet. For a process with a single
+    /// thread and a mounted /proc, whom no process of a container may look into.
+    pub fn new(spec: &Spec, cgroup: &Location) -> Result<Spare, Error> {
+        let mut create = Create {
+            id: "spare",
+            spec,
+            // Its lower layer is never mounted.
+            rootfs: Rootfs::Overlay {
+                lower: Lower::Directory("/".into()),
+                upper: Upper::Tmpfs { size_bytes: None },
+                files: Vec::new(),
+                devices: true,
+            },
+            cgroup: Some(cgroup.clone()),
+            stdio: Stdio::Null,
+            init: false,
+            borrows: true,
+            dies_with_parent: false,
+            bundle: None,
+            gate: None,
+            preserved: Vec::new(),
+            spare: None,
+        };
+        let prepared = prepare::container(&mut create)?;
+        if !is_fit(&create, &prepared) {
+            let problem = "it asks for what cannot be prepared";
+            return Err(Error::invalid("linux", problem));
+        }
+        let namespaces = prepared.namespaces.clone_flags();
+        let mut plan = prepared.plan;
+        let (mut early, late) = split(std::mem::take(&mut plan.operations));
+        let done = words(&early);
+        let mut late = late.into_iter();
+        let upper = late.find(|operation| matches!(operation, O::EnterMount { .. }));
+        let place = format!("{upper:?}");
+        // What is mounted over that later is taken away again.
+        let inside = early.iter().position(|o| matches!(o, O::PrivateMounts));
+        let inside = inside.map_or(0, |inside| inside + 1);
+        let upper = upper.into_iter().chain([O::MakeLayers]);
+        early.splice(inside..inside, upper);
+        plan.operations = early;
+        let cgroup = Cgroup::create(cgroup, &Limits::none(cgroup.version()))?;
+        let waiting = match Waiting::start(plan, namespaces, cgroup.directory()) {
+            Ok(waiting) => waiting,
+            Err(error) => {
+                let _ = cgroup.remove();
+                return Err(error);
+            }
+        };
+        Ok(Spare {
+            waiting: Some(waiting),
+            namespaces,
+            done,
+            place,
+            cgroup: Some(cgroup),
+        })
+    }
+
+    /// Where its control group is.
+    pub fn cgroup(&self) -> Option<Location> {
+        self.cgroup.as_ref().map(Cgroup::location)
+    }
+
+    /// Its control group, and the process if it has done what this plan begins with: then that is taken out of the plan.
+    pub(crate) fn take(
+        mut self,
+        create: &Create,
+        prepared: &mut Prepared,
+    ) -> (Option<Cgroup>, Option<Given>) {
+        let cgroup = self.cgroup.take();
+        let is_fit = self.namespaces == prepared.namespaces.clone_flags()
+            && is_fit(create, prepared)
+            && begins_like(&prepared.plan.operations, &self.done);
+        let Some(waiting) = self.waiting.take() else {
+            return (cgroup, None);
+        };
+        if !is_fit {
+            // The group is to be empty.
+            let _ = send_signal(&waiting.pidfd, libc::SIGKILL, String::new);
+            Started::reap(&waiting.pidfd);
+            return (cgroup, None);
+        }
+        let (_, mut late) = split(std::mem::take(&mut prepared.plan.operations));
+        if let Some(upper) = late.first()
+            && format!("{:?}", Some(upper)) == self.place
+        {
+            late.remove(0);
+            if let Some(O::Overlay { has_layers, .. }) = late.first_mut() {
+                *has_layers = true;
+            }
+        }
+        prepared.plan.operations = late;
+        (cgroup, Some(Given(waiting)))
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        if let Some(waiting) = &self.waiting {
+            let _ = send_signal(&waiting.pidfd, libc::SIGKILL, String::new);
+            Started::reap(&waiting.pidfd);
+        }
+        if let Some(cgroup) = &self.cgroup {
+            let _ = cgroup.remove();
+        }
+    }
+}
+
+/// A process that is a container's from now on.
+pub(crate) struct Given(Waiting);
+
+impl Given {
+    /// Has it carry out what is left of its plan. Returns when it has something to say.
+    pub fn go_on(self, plan: Plan) -> Result<Started, Error> {
+        let remaining = plan.after_the_gate();
+        let Waiting {
+            pid,
+            pidfd,
+            channel,
+            shared,
+            lent,
+            plan: later,
+        } = self.0;
+        later.give(plan);
+        // Whoever gets the plan back is to be the only one who has it.
+        drop(later);
+        child::send_go(&channel).map_err(not_started)?;
+        wait_for_either(channel.as_fd(), pidfd.as_fd()).map_err(not_started)?;
+        // It has descriptors of its own now. Without its end here its own end is heard of.
+        drop(shared);
+        Ok(Started {
+            pid,
+            pidfd,
+            channel,
+            remaining,
+            plan: Carried::Lent(lent),
+        })
+    }
+}
+
+impl Waiting {
+    fn start(
+        plan: Plan,
+        namespaces: u64,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<Waiting, Error> {
+        hide_memory()?;
+        let (channel, theirs) = channel(&plan)?;
+        let before = descriptors()?;
+        let later = Arc::new(Later::default());
+        let task = Task {
+            plan,
+            channel: sys::of_the_process(&theirs),
+            later: Some(Arc::clone(&later)),
+        };
+        let flags = namespaces | libc::CLONE_FILES as u64;
+        let started = sys::clone3_beside(flags, cgroup, task, |task| {
+            if let Some(later) = &task.later {
+                child::run_early(&mut task.plan, task.channel, later);
+            }
+        });
+        let (pid, pidfd, lent) = started.map_err(not_started)?;
+        let mut kept = Vec::new();
+        let failed = loop {
+            if !wait_for_either(channel.as_fd(), pidfd.as_fd()).map_err(not_started)? {
+                // It has ended; of that nothing is heard as long as its end is open here.
+                break Error::step("start", "a spare process", Errno::SRCH);
+            }
+            match child::receive(&channel) {
+                Ok(Message::Keeps(descriptor)) => kept.push(descriptor),
+                Ok(Message::Ready) => {
+                    // What it has opened besides, it needs no more.
+                    let mut shared = opened_since(&before, &pidfd)?;
+                    shared.retain(|descriptor| kept.contains(&descriptor.as_raw_fd()));
+                    shared.push(theirs);
+                    return Ok(Waiting {
+                        pid,
+                        pidfd,
+                        channel,
+                        shared,
+                        lent,
+                        plan: later,
+                    });
+                }
+                Ok(Message::Failed { operation, error }) => {
+                    drop(later);
+                    break Carried::Lent(lent).failure(operation, error);
+                }
+                Ok(_) => break Error::step("start", "a spare process", Errno::SRCH),
+                Err(error) => break not_started(error),
+            }
+        };
+        let _ = send_signal(&pidfd, libc::SIGKILL, String::new);
+        Started::reap(&pidfd);
+        drop(opened_since(&before, &pidfd));
+        Err(failed)
+    }
+}
+
+/// Waits until there is something to be read, or a process has ended, and returns whether there is.
+fn wait_for_either(channel: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mut fds = [
+        PollFd::from_borrowed_fd(channel, PollFlags::IN),
+        PollFd::from_borrowed_fd(pidfd, PollFlags::IN),
+    ];
+    loop {
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Ok(!fds[0].revents().is_empty()),
+        }
+    }
+}
+
+/// What a process has opened that shares descriptors with this one.
+fn opened_since(before: &[RawFd], pidfd: &OwnedFd) -> Result<Vec<OwnedFd>, Error> {
+    let mut now = descriptors()?;
+    now.retain(|number| !before.contains(number) && *number != pidfd.as_raw_fd());
+    Ok(now.into_iter().filter_map(sys::take_over).collect())
+}
+
+/// The numbers of what is open.
+fn descriptors() -> Result<Vec<RawFd>, Error> {
+    let failed = |e| Error::step("look into", DESCRIPTORS, e);
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(DESCRIPTORS).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    // That of the folder itself is closed again.
+    numbers.retain(|number| sys::is_open(*number));
+    Ok(numbers)
+}
+
+/// Whether a container can have a process that was made before.
+fn is_fit(create: &Create, prepared: &Prepared) -> bool {
+    create.borrows
+        && can_borrow(create, &prepared.namespaces)
+        && prepared.namespaces.joined.is_empty()
+        && is_divisible(&prepared.plan.operations)
+}
+
+/// What is done first, and what is done when the root filesystem is known.
+fn split(operations: Vec<O>) -> (Vec<O>, Vec<O>) {
+    let (mut early, mut late) = (Vec::new(), Vec::new());
+    let mut is_inside = false;
+    for operation in operations {
+        let was_inside = is_inside;
+        is_inside |= matches!(operation, O::PrivateMounts);
+        match operation {
+            // In the first place where it is mounted, and then in the container.
+            O::AttachKept { slot, target } => {
+                early.push(O::AttachKept {
+                    slot,
+                    target: target.clone(),
+                });
+                late.push(O::AttachKept { slot, target });
+            }
+            operation if !was_inside || is_of_kernel(&operation) => early.push(operation),
+            operation => late.push(operation),
+        }
+    }
+    (early, late)
+}
+
+/// Whether a plan can be taken apart: nothing that comes first may depend on what comes later.
+fn is_divisible(operations: &[O]) -> bool {
+    let Some(inside) = operations
+        .iter()
+        .position(|o| matches!(o, O::PrivateMounts))
+    else {
+        return false;
+    };
+    let (outside, inside) = operations.split_at(inside);
+    let is_plain = |operation: &O| {
+        matches!(
+            operation,
+            O::Unshare { .. } | O::Loopback | O::Undumpable | O::Umask(_)
+        )
+    };
+    // The root of a runtime that is left later is still there; what is mounted over what was prepared would lie below it; and a
+    // parameter could not be set any more.
+    let disturbs = |operation: &O| match operation {
+        O::ChangeRoot | O::AwaitHooks | O::Sysctl { .. } | O::ShowGroups { .. } => true,
+        O::Attach { target, .. } | O::Propagate { target, .. } => is_kernels_place(target),
+        O::Mount(mount) => is_kernels_place(&mount.target) && !is_of_kernel(operation),
+        O::Device { place, .. } | O::ReadOnly { place } | O::Mask { place } => {
+            place.slot.is_none() && is_kernels_place(&place.path)
+        }
+        _ => false,
+    };
+    outside.iter().all(is_plain) && !inside.iter().any(disturbs)
+}
+
+/// What is done in the kernel's own filesystems, wherever these are attached.
+fn is_of_kernel(operation: &O) -> bool {
+    match operation {
+        O::Open(_) => true,
+        O::Mount(mount) => {
+            let kinds = [c"devpts", c"mqueue", c"tmpfs", c"cgroup2"];
+            is_kernels_place(&mount.target)
+                && !mount.copy_up
+                && kinds.contains(&mount.kind.as_c_str())
+        }
+        O::MakeDirectory { place }
+        | O::Device { place, .. }
+        | O::Link { place, .. }
+        | O::ReadOnly { place }
+        | O::Mask { place } => place.slot.is_some(),
+        _ => false,
+    }
+}
+
+/// Below what is mounted from the kernel in each container, or over it.
+fn is_kernels_place(path: &std::ffi::CStr) -> bool {
+    let path = path.to_bytes();
+    [&b"/proc"[..], b"/sys", b"/dev"].iter().any(|top| {
+        path.strip_prefix(*top)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    })
+}
+
+/// Operations to be compared. None of those that come first has a descriptor.
+fn words(operations: &[O]) -> Vec<String> {
+    operations.iter().map(|o| format!("{o:?}")).collect()
+}
+
+/// Whether what comes first of these is what was done.
+fn begins_like(operations: &[O], done: &[String]) -> bool {
+    let inside = operations
+        .iter()
+        .position(|o| matches!(o, O::PrivateMounts));
+    let inside = inside.map_or(0, |inside| inside + 1);
+    let early = operations.iter().enumerate().filter(|(index, operation)| {
+        *index < inside || is_of_kernel(operation) || matches!(operation, O::AttachKept { .. })
+    });
+    early
+        .map(|(_, operation)| format!("{operation:?}"))
+        .eq(done.iter().cloned())
+}
