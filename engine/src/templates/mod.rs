@@ -1,5 +1,5 @@
 //! Templates: virtual machines that have booted once, of which those of containers are clones. What they are made
-//! of is in [`key`], where they are kept in [`store`], how one is made in [`make`]; the monitor restores them.
+//! of is in [`key`], where they are kept in [`store`], how one is made in [`mod@make`]; the monitor restores them.
 
 mod clock;
 mod key;

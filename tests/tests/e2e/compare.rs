@@ -49,7 +49,8 @@ fn evidence<'a>(report: &'a Value, id: &str, side: &str) -> &'a str {
 
 #[test]
 fn compare_when_both_kinds_run_then_measures_them_and_shows_what_each_keeps_apart() {
-    let home = Home::empty();
+    // What it takes to make the template is measured only where there is none.
+    let home = Home::empty().with_own_templates();
     let (report, page) = compare(&home, &["--prove-blast-radius"]);
     assert_eq!(report["errors"]["vm"], Value::Array(vec![]), "{report:#}");
     assert_eq!(
