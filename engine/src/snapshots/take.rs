@@ -97,13 +97,22 @@ impl Vm {
 
     /// Whether our agent answers in the guest.
     fn has_agent(&self) -> Result<bool, Error> {
-        let ports = self.config.vsock.iter().flat_map(|vsock| &vsock.ports);
-        let Some(api) = ports.into_iter().find(|port| port.port == API_PORT) else {
+        let Some(vsock) = &self.config.vsock else {
             return Ok(false);
         };
-        let socket = self.absolute(&api.path)?;
-        let asked = http::ask(&socket, "GET", path::HEALTH, "", AGENT_LIMIT);
-        Ok(asked.is_ok_and(|answer| answer.status < 300))
+        let connected = match vsock.ports.iter().find(|port| port.port == API_PORT) {
+            Some(api) => {
+                let socket = self.absolute(&api.path)?;
+                http::connect(&socket, Some(AGENT_LIMIT))
+            }
+            // Nobody has asked for a socket of its own for it.
+            None => {
+                let socket = self.absolute(&vsock.path)?;
+                http::connect_guest(&socket, API_PORT, Some(AGENT_LIMIT))
+            }
+        };
+        let answer = connected.and_then(|stream| http::ask_on(stream, "GET", path::HEALTH, ""));
+        Ok(answer.is_ok_and(|answer| answer.status < 300))
     }
 }
 
