@@ -105,6 +105,8 @@ pub struct Program {
     pub name: String,
     /// Where it may be, in the order to try.
     pub candidates: Vec<CString>,
+    /// In those before this one it is not.
+    pub first: usize,
     pub args: Strings,
     pub env: Strings,
     /// `env` has no HOME but a slot for it.
@@ -369,6 +371,8 @@ pub enum Operation {
     LookUpUser,
     /// Says early that there is no such program: who starts the child later asks somebody else then.
     FindProgram,
+    /// Passes over the places where there is nothing. To try to execute that takes the kernel a new address space each time.
+    Locate,
     BoundingSet {
         dropped: u64,
     },
@@ -464,6 +468,7 @@ impl Operation {
                 "find in /etc/passwd and /etc/group of the container:",
                 "user".into(),
             ),
+            O::Locate => ("look for", "the program".into()),
             O::FindProgram => ("find", "the program".into()),
             O::BoundingSet { .. } => ("limit", "the bounding set of capabilities".into()),
             O::BecomeUser { .. } => ("become", "the user of the program".into()),

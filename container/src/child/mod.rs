@@ -227,6 +227,10 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
         }
         O::Keyring => process::new_keyring(),
         O::LookUpUser => process::look_up_user(state),
+        O::Locate => {
+            process::locate(state.program);
+            Ok(())
+        }
         O::FindProgram => process::find_program(state.program),
         O::BoundingSet { dropped } => process::limit_bounding_set(*dropped),
         O::BecomeUser { keep_capabilities } => process::become_user(state, *keep_capabilities),

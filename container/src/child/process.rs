@@ -1,6 +1,6 @@
 //! The process itself: descriptors, session, user, capabilities, program.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
@@ -305,10 +305,20 @@ fn is_directory(path: &CStr) -> bool {
     found.is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
 }
 
+/// Passes over the first places where the program is not; none, if it is nowhere.
+pub fn locate(program: &mut Program) {
+    let is_missing = |candidate: &CString| {
+        let found = accessat(CWD, candidate, Access::EXISTS, AtFlags::empty());
+        matches!(found, Err(Errno::NOENT | Errno::NOTDIR))
+    };
+    let mut candidates = program.candidates.iter();
+    program.first = candidates.position(|path| !is_missing(path)).unwrap_or(0);
+}
+
 /// Tries each place where the program may be, as execvp(3) does.
 pub fn execute(program: &Program) -> Errno {
     let mut worst = Errno::NOENT;
-    for candidate in &program.candidates {
+    for candidate in program.candidates.iter().skip(program.first) {
         match sys::execve(candidate, &program.args, &program.env) {
             Errno::NOENT | Errno::NOTDIR => {}
             Errno::ACCESS => worst = Errno::ACCESS,

@@ -114,6 +114,7 @@ impl Tail {
         let program = Program {
             name: hook.path.clone(),
             candidates: vec![c_string("hooks.path", &hook.path)?],
+            first: 0,
             args: Strings::new(strings("hooks.args", args)?),
             env: Strings::new(strings("hooks.env", &hook.env)?),
             wants_home: false,
@@ -237,6 +238,10 @@ impl Tail {
         if gate {
             operations.push(O::Ready { gate });
         }
+        // Once the start was asked for, and before a filter has a say.
+        if !is_early && self.program.candidates.len() > 1 {
+            operations.push(O::Locate);
+        }
         operations.append(&mut filter);
         operations.push(O::Capabilities(last));
         if init {
@@ -357,6 +362,7 @@ fn program(process: &Process) -> Result<Program, Error> {
     Ok(Program {
         name: name.clone(),
         candidates,
+        first: 0,
         args,
         env,
         wants_home,
