@@ -225,7 +225,11 @@ impl Templates {
                 continue;
             };
             let alone = FlockOperation::NonBlockingLockExclusive;
-            let lock = try_make(&self.lock(key), alone).map_err(cannot("lock a template"))?;
+            let lock = match try_make(&self.lock(key), alone) {
+                // Another user's, where several share the folder.
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => continue,
+                lock => lock.map_err(cannot("lock a template"))?,
+            };
             // Else somebody is at it.
             if let Some(_lock) = lock {
                 self.sweep_unfinished_of(key)?;
