@@ -35,15 +35,15 @@ pub struct Spare {
     namespaces: u64,
     /// What it has done, in words.
     done: Vec<String>,
-    /// And where it is, ready for an overlay; likewise.
-    place: String,
-    /// Where it is.
+    /// What the directory is in that it has prepared for an overlay, likewise.
+    upper: String,
+    /// None once it has been given away.
     cgroup: Option<Cgroup>,
 }
 
 /// A process that waits for a plan.
 #[derive(Debug)]
-struct Waiting {
+pub(crate) struct Waiting {
     pid: Pid,
     pidfd: OwnedFd,
     channel: OwnedFd,
@@ -86,15 +86,15 @@ impl Spare {
         let namespaces = prepared.namespaces.clone_flags();
         let mut plan = prepared.plan;
         let (mut early, late) = split(std::mem::take(&mut plan.operations));
-        let done = words(&early);
-        let mut late = late.into_iter();
-        let upper = late.find(|operation| matches!(operation, O::EnterMount { .. }));
-        let place = format!("{upper:?}");
+        let done = first_of(&early).map(words).collect();
+        let enter_upper = late.into_iter().find(is_upper);
+        let upper = enter_upper.as_ref().map(words).unwrap_or_default();
         // What is mounted over that later is taken away again.
-        let inside = early.iter().position(|o| matches!(o, O::PrivateMounts));
-        let inside = inside.map_or(0, |inside| inside + 1);
-        let upper = upper.into_iter().chain([O::MakeLayers]);
-        early.splice(inside..inside, upper);
+        let inside = end_of_outside(&early);
+        early.splice(
+            inside..inside,
+            enter_upper.into_iter().chain([O::MakeLayers]),
+        );
         plan.operations = early;
         let cgroup = Cgroup::create(cgroup, &Limits::none(cgroup.version()))?;
         let waiting = match Waiting::start(plan, namespaces, cgroup.directory()) {
@@ -108,7 +108,7 @@ impl Spare {
             waiting: Some(waiting),
             namespaces,
             done,
-            place,
+            upper,
             cgroup: Some(cgroup),
         })
     }
@@ -123,79 +123,72 @@ impl Spare {
         mut self,
         create: &Create,
         prepared: &mut Prepared,
-    ) -> (Option<Cgroup>, Option<Given>) {
-        let cgroup = self.cgroup.take();
-        let is_fit = self.namespaces == prepared.namespaces.clone_flags()
-            && is_fit(create, prepared)
-            && begins_like(&prepared.plan.operations, &self.done);
-        let Some(waiting) = self.waiting.take() else {
-            return (cgroup, None);
-        };
+    ) -> (Option<Cgroup>, Option<Waiting>) {
+        let operations = &mut prepared.plan.operations;
+        let begins_like = first_of(operations)
+            .map(words)
+            .eq(self.done.iter().map(String::as_str));
+        let is_fit = begins_like
+            && self.namespaces == prepared.namespaces.clone_flags()
+            && is_fit(create, prepared);
         if !is_fit {
             // The group is to be empty.
-            let _ = send_signal(&waiting.pidfd, libc::SIGKILL, String::new);
-            Started::reap(&waiting.pidfd);
-            return (cgroup, None);
+            self.end_process();
+            return (self.cgroup.take(), None);
         }
-        let (_, mut late) = split(std::mem::take(&mut prepared.plan.operations));
-        if let Some(upper) = late.first()
-            && format!("{:?}", Some(upper)) == self.place
-        {
-            late.remove(0);
-            if let Some(O::Overlay { has_layers, .. }) = late.first_mut() {
-                *has_layers = true;
+        let operations = &mut prepared.plan.operations;
+        let (_, mut late) = split(std::mem::take(operations));
+        let has_upper = |operation: &O| is_upper(operation) && words(operation) == self.upper;
+        if let Some(enter) = late.iter().position(has_upper) {
+            late.remove(enter);
+            for operation in &mut late {
+                if let O::Overlay { has_layers, .. } = operation {
+                    *has_layers = true;
+                }
             }
         }
-        prepared.plan.operations = late;
-        (cgroup, Some(Given(waiting)))
+        *operations = late;
+        (self.cgroup.take(), self.waiting.take())
+    }
+
+    fn end_process(&mut self) {
+        if let Some(waiting) = self.waiting.take() {
+            let _ = send_signal(&waiting.pidfd, libc::SIGKILL, String::new);
+            Started::reap(&waiting.pidfd);
+        }
     }
 }
 
 impl Drop for Spare {
     fn drop(&mut self) {
-        if let Some(waiting) = &self.waiting {
-            let _ = send_signal(&waiting.pidfd, libc::SIGKILL, String::new);
-            Started::reap(&waiting.pidfd);
-        }
+        self.end_process();
         if let Some(cgroup) = &self.cgroup {
             let _ = cgroup.remove();
         }
     }
 }
 
-/// A process that is a container's from now on.
-pub(crate) struct Given(Waiting);
-
-impl Given {
-    /// Has it carry out what is left of its plan. Returns when it has something to say.
+impl Waiting {
+    /// Has it carry out what is left of a container's plan: it is the container's from now on. Returns when it has something to
+    /// say.
     pub fn go_on(self, plan: Plan) -> Result<Started, Error> {
         let remaining = plan.after_the_gate();
-        let Waiting {
-            pid,
-            pidfd,
-            channel,
-            shared,
-            lent,
-            plan: later,
-        } = self.0;
-        later.give(plan);
+        self.plan.give(plan);
         // Whoever gets the plan back is to be the only one who has it.
-        drop(later);
-        child::send_go(&channel).map_err(not_started)?;
-        wait_for_either(channel.as_fd(), pidfd.as_fd()).map_err(not_started)?;
+        drop(self.plan);
+        child::send_go(&self.channel).map_err(not_started)?;
+        wait_for_either(self.channel.as_fd(), self.pidfd.as_fd()).map_err(not_started)?;
         // It has descriptors of its own now. Without its end here its own end is heard of.
-        drop(shared);
+        drop(self.shared);
         Ok(Started {
-            pid,
-            pidfd,
-            channel,
+            pid: self.pid,
+            pidfd: self.pidfd,
+            channel: self.channel,
             remaining,
-            plan: Carried::Lent(lent),
+            plan: Carried::Lent(self.lent),
         })
     }
-}
 
-impl Waiting {
     fn start(
         plan: Plan,
         namespaces: u64,
@@ -297,24 +290,34 @@ fn is_fit(create: &Create, prepared: &Prepared) -> bool {
         && is_divisible(&prepared.plan.operations)
 }
 
-/// What is done first, and what is done when the root filesystem is known.
-fn split(operations: Vec<O>) -> (Vec<O>, Vec<O>) {
-    let (mut early, mut late) = (Vec::new(), Vec::new());
-    let mut is_inside = false;
-    for operation in operations {
-        let was_inside = is_inside;
-        is_inside |= matches!(operation, O::PrivateMounts);
-        match operation {
-            // In the first place where it is mounted, and then in the container.
-            O::AttachKept { slot, target } => {
-                early.push(O::AttachKept {
-                    slot,
-                    target: target.clone(),
-                });
-                late.push(O::AttachKept { slot, target });
-            }
-            operation if !was_inside || is_of_kernel(&operation) => early.push(operation),
-            operation => late.push(operation),
+/// How many operations come before those in the new mount namespace; all, if there is none.
+fn end_of_outside(operations: &[O]) -> usize {
+    let begins = |operation: &O| matches!(operation, O::PrivateMounts);
+    let inside = operations.iter().position(begins);
+    inside.map_or(operations.len(), |inside| inside + 1)
+}
+
+/// What is done first.
+fn first_of(operations: &[O]) -> impl Iterator<Item = &O> {
+    let (outside, inside) = operations.split_at(end_of_outside(operations));
+    outside
+        .iter()
+        .chain(inside.iter().filter(|o| is_of_kernel(o)))
+}
+
+/// What is done first, as [`first_of`] has it, and what is done when the root filesystem is known.
+fn split(mut operations: Vec<O>) -> (Vec<O>, Vec<O>) {
+    let inside = operations.split_off(end_of_outside(&operations));
+    let (mut early, mut late) = (operations, Vec::with_capacity(inside.len()));
+    for operation in inside {
+        if let O::AttachKept { slot, target } = &operation {
+            // Once where all is made in it, and then in the container.
+            let (slot, target) = (*slot, target.clone());
+            late.push(O::AttachKept { slot, target });
+        }
+        match is_of_kernel(&operation) {
+            true => early.push(operation),
+            false => late.push(operation),
         }
     }
     (early, late)
@@ -322,17 +325,11 @@ fn split(operations: Vec<O>) -> (Vec<O>, Vec<O>) {
 
 /// Whether a plan can be taken apart: nothing that comes first may depend on what comes later.
 fn is_divisible(operations: &[O]) -> bool {
-    let Some(inside) = operations
-        .iter()
-        .position(|o| matches!(o, O::PrivateMounts))
-    else {
-        return false;
-    };
-    let (outside, inside) = operations.split_at(inside);
+    let (outside, inside) = operations.split_at(end_of_outside(operations));
     let is_plain = |operation: &O| {
         matches!(
             operation,
-            O::Unshare { .. } | O::Loopback | O::Undumpable | O::Umask(_)
+            O::Unshare { .. } | O::Loopback | O::Undumpable | O::Umask(_) | O::PrivateMounts
         )
     };
     // The root of a runtime that is left later is still there; what is mounted over what was prepared would lie below it; and a
@@ -352,7 +349,7 @@ fn is_divisible(operations: &[O]) -> bool {
 /// What is done in the kernel's own filesystems, wherever these are attached.
 fn is_of_kernel(operation: &O) -> bool {
     match operation {
-        O::Open(_) => true,
+        O::Open(_) | O::AttachKept { .. } => true,
         O::Mount(mount) => {
             let kinds = [c"devpts", c"mqueue", c"tmpfs", c"cgroup2"];
             is_kernels_place(&mount.target)
@@ -368,7 +365,7 @@ fn is_of_kernel(operation: &O) -> bool {
     }
 }
 
-/// Below what is mounted from the kernel in each container, or over it.
+/// Where the kernel's own filesystems are mounted in each container, or below that.
 fn is_kernels_place(path: &std::ffi::CStr) -> bool {
     let path = path.to_bytes();
     [&b"/proc"[..], b"/sys", b"/dev"].iter().any(|top| {
@@ -377,21 +374,12 @@ fn is_kernels_place(path: &std::ffi::CStr) -> bool {
     })
 }
 
-/// Operations to be compared. None of those that come first has a descriptor.
-fn words(operations: &[O]) -> Vec<String> {
-    operations.iter().map(|o| format!("{o:?}")).collect()
+/// What enters the writable layer's filesystem.
+fn is_upper(operation: &O) -> bool {
+    matches!(operation, O::EnterMount { .. })
 }
 
-/// Whether what comes first of these is what was done.
-fn begins_like(operations: &[O], done: &[String]) -> bool {
-    let inside = operations
-        .iter()
-        .position(|o| matches!(o, O::PrivateMounts));
-    let inside = inside.map_or(0, |inside| inside + 1);
-    let early = operations.iter().enumerate().filter(|(index, operation)| {
-        *index < inside || is_of_kernel(operation) || matches!(operation, O::AttachKept { .. })
-    });
-    early
-        .map(|(_, operation)| format!("{operation:?}"))
-        .eq(done.iter().cloned())
+/// An operation to be compared. None of those that are has a descriptor.
+fn words(operation: &O) -> String {
+    format!("{operation:?}")
 }

@@ -14,10 +14,10 @@ use bulkhead_container::spec::{Process, Resources, Spec};
 use bulkhead_container::{
     Container, Create, Error, Lower, NewFile, Pipes, Rootfs, Spare, Stdio, Upper, defaults,
 };
-use common::{Output, bind, finish, mount, overlay, rootfs, spec};
+use common::{Output, bind, creation, finish, mount, overlay, rootfs, spec};
 
-/// All that a program can see of what was made for it.
-const LOOK: &str = "cut -d' ' -f4- /proc/self/mountinfo | sort; ls -la /dev /dev/pts; cat /proc/self/cgroup; hostname; \
+/// All that a program can see of what was made for it, but when that was.
+const LOOK: &str = "cut -d' ' -f4- /proc/self/mountinfo | sort; stat -c '%N %f %u %g %t:%T %s' /dev /dev/* /dev/pts/*; cat /proc/self/cgroup; hostname; \
     umask; ls -la /proc/self/fd | wc -l; grep -E 'Seccomp|NoNewPrivs|Cap|Groups' /proc/self/status; readlink /proc/self/root; \
     echo x > /proc/sysrq-trigger; ls /proc/scsi; cat /proc/kcore; echo $$; ls -d /proc/[0-9]*; cat /etc/new; echo y > /tmp/y; \
     echo >/dev/null; head -c 8 /dev/urandom | wc -c; cat /proc/1/oom_score_adj; ls /sys/fs/cgroup | wc -l; \
@@ -59,18 +59,9 @@ fn create_in(
 ) -> Result<(Container, Pipes), Error> {
     let (stdio, pipes) = Stdio::pipes().unwrap();
     let create = Create {
-        id: "test",
-        spec,
-        rootfs,
         cgroup: Some(Location::Directory(group.to_owned())),
-        stdio,
-        init: false,
-        borrows: true,
-        dies_with_parent: false,
-        bundle: None,
-        gate: None,
         spare,
-        preserved: Vec::new(),
+        ..creation(spec, rootfs, stdio)
     };
     Ok((Container::create(create)?, pipes))
 }

@@ -125,7 +125,12 @@ pub fn wait(pid: Pid) -> Exit {
 
 pub fn create(spec: &Spec, rootfs: Rootfs) -> Result<(Container, Pipes), Error> {
     let (stdio, pipes) = Stdio::pipes().unwrap();
-    let create = Create {
+    Ok((Container::create(creation(spec, rootfs, stdio))?, pipes))
+}
+
+/// As an agent creates containers, in no control group.
+pub fn creation(spec: &Spec, rootfs: Rootfs, stdio: Stdio) -> Create<'_> {
+    Create {
         id: "test",
         spec,
         rootfs,
@@ -138,8 +143,7 @@ pub fn create(spec: &Spec, rootfs: Rootfs) -> Result<(Container, Pipes), Error> 
         gate: None,
         spare: None,
         preserved: Vec::new(),
-    };
-    Ok((Container::create(create)?, pipes))
+    }
 }
 
 pub fn finish(pid: Pid, pipes: Pipes) -> Output {
