@@ -29,7 +29,6 @@ pub const HOLE: u32 = u32::MAX;
 pub const CHUNK_BITS: std::ops::RangeInclusive<u32> = 12..=12 + 31;
 
 const MAGIC: u32 = 0xe0f5_e1e2;
-const COMPAT_CHECKSUM: u32 = 0x1;
 const COMPAT_MTIME: u32 = 0x2;
 const INCOMPAT_CHUNKED_FILE: u32 = 0x4;
 
@@ -249,12 +248,13 @@ pub struct Superblock {
 
 impl Superblock {
     /// Writes the superblock into the first block of the disk, which is complete otherwise: the
-    /// checksum covers the rest of the block as well.
+    /// checksum covers the rest of the block as well. The feature that it has one is not named: the
+    /// kernel would compute it at each mount, byte by byte, and we look at it ourselves.
     pub fn encode(&self, block: &mut [u8; BLOCK_LEN]) {
         let at = &mut block[SUPERBLOCK_OFFSET..];
         put(at, 0, &MAGIC.to_le_bytes());
         put(at, 4, &[0; 4]);
-        put(at, 8, &(COMPAT_CHECKSUM | COMPAT_MTIME).to_le_bytes());
+        put(at, 8, &COMPAT_MTIME.to_le_bytes());
         at[12] = BLOCK.trailing_zeros() as u8;
         put(at, 14, &((ROOT_OFFSET / INODE_SLOT) as u16).to_le_bytes());
         put(at, 16, &self.inodes.to_le_bytes());
