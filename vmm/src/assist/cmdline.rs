@@ -29,20 +29,23 @@ const CLEARED: [(u32, &str); 7] = [
 ///
 /// - `syscall_by_fault`: our kernel's patch, which takes the fault that `syscall` becomes there for
 ///   a system call. `no_kernel_simd` (no vector code in the kernel, which nothing here knows),
-///   `tick_stretch=10` (ten timer ticks a second while busy, of 2000 instructions each, not a hundred)
-///   and `fault_around=512K` (few page faults that map much, not many that map little) are our patches
-///   too. Other kernels ignore all four.
+///   `tick_stretch=20` (five timer ticks a second while busy, not a hundred, of 2000 instructions each and
+///   what they set off), `fault_around=512K` (few page faults that map much, not many that map little) and `fair_server=off`
+///   (no timer for what real-time tasks leave to others) are our patches too. Other kernels ignore all
+///   five.
 /// - `cgroup.memory=nokmem`: each of the kernel's own objects is not charged to the container that it is
 ///   for, which is a tenth of all the kernel does there. The machine's memory is the limit for them.
 /// - `nokaslr`, `rodata=off`: relocating the kernel and splitting its mapping to protect it cost seconds
 ///   where each instruction is emulated.
 /// - `clocksource=kvm-clock`: the TSC is the host's there, and jumps when a guest is moved.
+///   `tsc=nowatchdog`: nobody need look twice a second whether it is right, which is most of what an
+///   idle guest does.
 pub fn kernel_parameters(kind: HostKind) -> String {
     match kind {
         HostKind::Hardware => String::new(),
         HostKind::SoftwareAssisted => format!(
-            "syscall_by_fault no_kernel_simd tick_stretch=10 fault_around=512K nokaslr rodata=off \
-             cgroup.memory=nokmem clocksource=kvm-clock clearcpuid={}",
+            "syscall_by_fault no_kernel_simd tick_stretch=20 fault_around=512K fair_server=off nokaslr rodata=off \
+             cgroup.memory=nokmem clocksource=kvm-clock tsc=nowatchdog clearcpuid={}",
             CLEARED.map(|(number, _)| number.to_string()).join(",")
         ),
     }
