@@ -237,18 +237,34 @@ pub enum Operation {
         flags: MountFlags,
         data: CString,
     },
-    /// Makes the directories for an overlay in the current directory, which is empty.
-    MakeLayers,
-    /// Makes an overlay of `lower` in the current directory and goes there.
-    Overlay {
+    /// Makes the directories for an overlay in the current directory, which is empty, and some in the writable layer.
+    MakeLayers {
+        mount_points: Vec<CString>,
+    },
+    /// Mounts what an overlay in the current directory lies over.
+    Lower {
         source: CString,
         kind: CString,
         flags: MountFlags,
+        /// By [`Operation::MakeLayers`].
+        has_layers: bool,
+    },
+    /// A file of the new root, made where the overlay will have it: through that it takes three times as long. Nothing is
+    /// done where only the overlay can do it right, and then [`Operation::NewFile`] does it.
+    PlaceFile {
+        /// Its directory below the overlay.
+        lower: CString,
+        /// That in the writable layer.
+        upper: CString,
+        path: CString,
+        data: Arc<[u8]>,
+        number: usize,
+    },
+    /// Makes the overlay and goes there.
+    Overlay {
         /// The overlay's options.
         layers: CString,
         devices: bool,
-        /// By [`Operation::MakeLayers`].
-        has_layers: bool,
     },
     /// The current directory becomes the root of this process, and what was the root can still be gone back to.
     ChangeRoot,
@@ -258,10 +274,11 @@ pub enum Operation {
     ChangeRootBack,
     /// The current directory becomes the root, and what was the root is gone.
     Pivot,
-    /// A file of the new root, in the place of what is there.
+    /// A file of the new root, in the place of what is there, if it was not placed before.
     NewFile {
         path: CString,
-        data: Vec<u8>,
+        data: Arc<[u8]>,
+        number: usize,
     },
     Propagate {
         flags: MountPropagationFlags,
@@ -412,11 +429,13 @@ impl Operation {
             O::PrivateMounts => ("make private", "the mounts of the new namespace".into()),
             O::EnterTree { name, .. } => ("mount the root filesystem from", name.clone()),
             O::EnterMount { source, .. } => ("mount the writable layer from", path(source)),
-            O::MakeLayers => (
+            O::MakeLayers { .. } => (
                 "make directories for",
                 "the root filesystem's overlay".into(),
             ),
-            O::Overlay { source, .. } => ("mount the root filesystem's overlay on", path(source)),
+            O::Lower { source, .. } => ("mount what the root filesystem is of,", path(source)),
+            O::PlaceFile { path: p, .. } => ("write", path(p)),
+            O::Overlay { .. } => ("mount", "the root filesystem's overlay".into()),
             O::ChangeRoot => ("go to", "the root filesystem".into()),
             O::AwaitHooks => ("wait for", "hooks".into()),
             O::ChangeRootBack => ("leave", "the root filesystem".into()),

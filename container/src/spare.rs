@@ -5,6 +5,7 @@
 //! A plan is taken apart (`split`): what can be done before the root filesystem is there comes first. A configuration whose
 //! first part is the same as what was done gets the process; any other gets the control group alone.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
@@ -35,6 +36,8 @@ pub struct Spare {
     namespaces: u64,
     /// What it has done, in words.
     done: Vec<String>,
+    /// The capabilities that are not in its bounding set any more.
+    dropped: u64,
     /// What the directory is in that it has prepared for an overlay, likewise.
     upper: String,
     /// None once it has been given away.
@@ -87,14 +90,14 @@ impl Spare {
         let mut plan = prepared.plan;
         let (mut early, late) = split(std::mem::take(&mut plan.operations));
         let done = first_of(&early).map(words).collect();
+        let dropped = dropped_by(&early);
         let enter_upper = late.into_iter().find(is_upper);
         let upper = enter_upper.as_ref().map(words).unwrap_or_default();
         // What is mounted over that later is taken away again.
         let inside = end_of_outside(&early);
-        early.splice(
-            inside..inside,
-            enter_upper.into_iter().chain([O::MakeLayers]),
-        );
+        let mount_points = early.iter().filter_map(mount_point).collect();
+        let make_layers = O::MakeLayers { mount_points };
+        early.splice(inside..inside, enter_upper.into_iter().chain([make_layers]));
         plan.operations = early;
         let cgroup = Cgroup::create(cgroup, &Limits::none(cgroup.version()))?;
         let waiting = match Waiting::start(plan, namespaces, cgroup.directory()) {
@@ -108,6 +111,7 @@ impl Spare {
             waiting: Some(waiting),
             namespaces,
             done,
+            dropped,
             upper,
             cgroup: Some(cgroup),
         })
@@ -128,7 +132,9 @@ impl Spare {
         let begins_like = first_of(operations)
             .map(words)
             .eq(self.done.iter().map(String::as_str));
+        let dropped = dropped_by(operations);
         let is_fit = begins_like
+            && self.dropped & !dropped == 0
             && self.namespaces == prepared.namespaces.clone_flags()
             && is_fit(create, prepared);
         if !is_fit {
@@ -142,10 +148,14 @@ impl Spare {
         if let Some(enter) = late.iter().position(has_upper) {
             late.remove(enter);
             for operation in &mut late {
-                if let O::Overlay { has_layers, .. } = operation {
+                if let O::Lower { has_layers, .. } = operation {
                     *has_layers = true;
                 }
             }
+        }
+        let dropped = dropped & !self.dropped;
+        if dropped != 0 {
+            late.insert(0, O::BoundingSet { dropped });
         }
         *operations = late;
         (self.cgroup.take(), self.waiting.take())
@@ -297,12 +307,32 @@ fn end_of_outside(operations: &[O]) -> usize {
     inside.map_or(operations.len(), |inside| inside + 1)
 }
 
-/// What is done first.
+/// What is done first and has to be the same. More can be taken out of a bounding set later.
 fn first_of(operations: &[O]) -> impl Iterator<Item = &O> {
     let (outside, inside) = operations.split_at(end_of_outside(operations));
     outside
         .iter()
+        .filter(|o| !matches!(o, O::BoundingSet { .. }))
         .chain(inside.iter().filter(|o| is_of_kernel(o)))
+}
+
+/// What is taken out of the bounding set of capabilities.
+fn dropped_by(operations: &[O]) -> u64 {
+    let sets = operations.iter().map(|operation| match operation {
+        O::BoundingSet { dropped } => *dropped,
+        _ => 0,
+    });
+    sets.fold(0, |all, dropped| all | dropped)
+}
+
+/// Where a filesystem of the kernel's is attached in each container, in the writable layer: an image need not have it.
+fn mount_point(operation: &O) -> Option<CString> {
+    let O::AttachKept { target, .. } = operation else {
+        return None;
+    };
+    let mut path = b"upper".to_vec();
+    path.extend_from_slice(target.to_bytes());
+    CString::new(path).ok()
 }
 
 /// What is done first, as [`first_of`] has it, and what is done when the root filesystem is known.
@@ -329,7 +359,13 @@ fn is_divisible(operations: &[O]) -> bool {
     let is_plain = |operation: &O| {
         matches!(
             operation,
-            O::Unshare { .. } | O::Loopback | O::Undumpable | O::Umask(_) | O::PrivateMounts
+            O::Unshare { .. }
+                | O::Loopback
+                | O::Undumpable
+                | O::Umask(_)
+                | O::Keyring
+                | O::BoundingSet { .. }
+                | O::PrivateMounts
         )
     };
     // The root of a runtime that is left later is still there; what is mounted over what was prepared would lie below it; and a

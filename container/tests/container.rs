@@ -77,6 +77,45 @@ fn file_when_given_then_it_is_there_whatever_the_image_has_and_even_read_only() 
 }
 
 #[test]
+fn directory_of_a_given_file_then_it_is_as_the_image_has_it_with_all_that_is_in_it() {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    let root = rootfs();
+    let path = |name: &str| root.path().join(name);
+    for name in ["plain", "noted"] {
+        fs::create_dir(path(name)).unwrap();
+        fs::write(path(name).join("other"), "").unwrap();
+        chown(path(name), Some(7), Some(8)).unwrap();
+        fs::set_permissions(path(name), fs::Permissions::from_mode(0o2775)).unwrap();
+    }
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(path("noted"), "user.note", b"kept", flags).unwrap();
+    symlink("plain", path("linked")).unwrap();
+    let looks = "for d in plain noted linked; do stat -c '%a %u %g %F' $d/; ls $d; cat $d/new; done; readlink linked";
+    let each = |d: &str| format!("2775 7 8 directory\nnew\nother\n/{d}/new\n");
+    let (plain, noted) = (each("plain"), each("noted"));
+    // With and without one that only the overlay can write before those that are placed below it.
+    for order in [["plain", "noted"], ["noted", "plain"]] {
+        let mut rootfs = overlay(root.path());
+        if let Rootfs::Overlay { files, .. } = &mut rootfs {
+            files.extend(order.map(|name| NewFile {
+                path: format!("/{name}/new"),
+                data: format!("/{name}/new\n").into_bytes(),
+            }));
+        }
+        let output = run(&spec(looks), rootfs).unwrap();
+        assert_eq!(output.stdout, format!("{plain}{noted}{plain}plain\n"));
+    }
+    let mut rootfs = overlay(root.path());
+    if let Rootfs::Overlay { files, .. } = &mut rootfs {
+        let data = b"/linked/new\n".to_vec();
+        let path = "/linked/new".into();
+        files.push(NewFile { path, data });
+    }
+    let output = run(&spec("cat plain/new"), rootfs).unwrap();
+    assert_eq!(output.stdout, "/linked/new\n");
+}
+
+#[test]
 fn program_when_run_then_its_output_and_code() {
     let root = rootfs();
     let output = run(

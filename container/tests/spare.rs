@@ -14,7 +14,7 @@ use bulkhead_container::spec::{Process, Resources, Spec};
 use bulkhead_container::{
     Container, Create, Error, Lower, NewFile, Pipes, Rootfs, Spare, Stdio, Upper, defaults,
 };
-use common::{Output, bind, creation, finish, mount, overlay, rootfs, spec};
+use common::{Output, bind, creation, finish, give, mount, overlay, rootfs, spec};
 
 /// All that a program can see of what was made for it, but when that was.
 const LOOK: &str = "cut -d' ' -f4- /proc/self/mountinfo | sort; stat -c '%N %f %u %g %t:%T %s' /dev /dev/* /dev/pts/*; cat /proc/self/cgroup; hostname; \
@@ -119,7 +119,19 @@ fn spare_process_when_made_before_then_the_container_is_the_same_and_nothing_is_
         }],
         devices: true,
     };
-    for rootfs in [overlay(root.path()), unlimited] {
+    // Fewer capabilities can be had later, too, and an image need not have the places of the kernel's filesystems.
+    let mut fewer = looks.clone();
+    let capabilities = fewer.process.as_mut().unwrap().capabilities.as_mut();
+    let capabilities = capabilities.unwrap();
+    for set in [
+        &mut capabilities.bounding,
+        &mut capabilities.permitted,
+        &mut capabilities.effective,
+    ] {
+        set.retain(|name| name == "CAP_SYS_CHROOT");
+    }
+    fs::remove_dir(root.path().join("sys")).unwrap();
+    for (looks, rootfs) in [(looks, overlay(root.path())), (fewer, unlimited)] {
         let (mut container, pipes) =
             create_in(&looks, rootfs.clone(), &group, None).unwrap_or_else(|e| panic!("{e}"));
         container.start().unwrap();
@@ -162,8 +174,9 @@ fn spare_process_when_made_before_then_the_container_is_the_same_and_nothing_is_
     assert_eq!(descriptors(), before);
 
     // What does not fit gets a process of its own, and the other is gone.
-    let mut others = [(); 4].map(|()| usual(LOOK));
-    let [less, over, sysctl, shared] = &mut others;
+    let mut others = [(); 5].map(|()| usual(LOOK));
+    let [less, over, sysctl, shared, more] = &mut others;
+    give(more, &["CAP_SYS_TIME"]);
     less.linux.as_mut().unwrap().readonly_paths.pop();
     over.mounts.push(mount("/dev/shm", "tmpfs", "size=2m"));
     let sysctls = &mut sysctl.linux.as_mut().unwrap().sysctl;

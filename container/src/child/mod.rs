@@ -37,6 +37,10 @@ struct State<'a> {
     /// The program's side of it.
     terminal: Option<BorrowedFd<'static>>,
     masks: mounts::Masks,
+    /// Whether nothing was ever written to the container's layer.
+    has_new_layer: bool,
+    /// How many files of the root are in place.
+    placed: usize,
 }
 
 impl State<'_> {
@@ -114,6 +118,8 @@ fn begin<'a>(
         ids: Ids::default(),
         terminal: None,
         masks: mounts::Masks::default(),
+        has_new_layer: false,
+        placed: 0,
     };
     (&plan.operations, state)
 }
@@ -155,23 +161,41 @@ fn perform(operation: &Operation, state: &mut State) -> Result<(), Errno> {
             flags,
             data,
         } => root::enter_mount(source, kind, *flags, data),
-        O::Overlay {
+        O::Lower {
             source,
             kind,
             flags,
-            layers,
-            devices,
             has_layers,
         } => {
-            let is_new = *has_layers || root::make_layers()?;
-            root::overlay((source, kind, *flags), layers, *devices, is_new)
+            state.has_new_layer = *has_layers || root::make_layers()?;
+            root::lower(source, kind, *flags, state.has_new_layer)
         }
-        O::MakeLayers => root::make_layers().map(drop),
+        O::PlaceFile {
+            lower,
+            upper,
+            path,
+            data,
+            number,
+        } => {
+            // Once one was not placed none is, so that a number says it of all.
+            let is_next = state.has_new_layer && state.placed == *number;
+            if is_next && root::place_file((lower, upper), path, data)? {
+                state.placed += 1;
+            }
+            Ok(())
+        }
+        O::Overlay { layers, devices } => root::overlay(layers, *devices),
+        O::MakeLayers { mount_points } => {
+            root::make_layers()?;
+            let mut mount_points = mount_points.iter();
+            mount_points.try_for_each(|name| root::make_here(name).map(drop))
+        }
         O::ChangeRoot => root::change_root(state),
         O::AwaitHooks => channel::await_hooks(state.channel()?),
         O::ChangeRootBack => root::change_root_back(state),
         O::Pivot => root::pivot(),
-        O::NewFile { path, data } => root::new_file(path, data),
+        O::NewFile { number, .. } if *number < state.placed => Ok(()),
+        O::NewFile { path, data, .. } => root::new_file(path, data),
         O::Propagate { flags, target } => rustix::mount::mount_change(target, *flags),
         O::Mount(mount) => mounts::mount(mount),
         O::Open(mount) => mounts::open(mount, state),

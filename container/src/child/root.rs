@@ -3,7 +3,10 @@
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, chownat, mkdir, openat, stat, unlink};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, chownat, llistxattr, lstat, mkdir, openat,
+    rmdir, stat, unlink,
+};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount as mount2, mount_change,
@@ -62,29 +65,61 @@ pub fn make_layers() -> Result<bool, Errno> {
     Ok(is_new)
 }
 
-pub fn overlay(
-    (source, kind, flags): (&CStr, &CStr, MountFlags),
-    layers: &CStr,
-    devices: bool,
-    is_new: bool,
-) -> Result<(), Errno> {
+/// Mounts what the overlay lies over.
+pub fn lower(source: &CStr, kind: &CStr, flags: MountFlags, is_new: bool) -> Result<(), Errno> {
     mount2(source, c"lower", kind, flags, Some(c""))?;
     if is_new {
         // The root directory itself is shown as it is in the writable layer.
-        let root = stat(c"lower")?;
-        if root.st_mode & 0o7777 != MODE.as_raw_mode() {
-            chmodat(
-                CWD,
-                c"upper",
-                Mode::from_raw_mode(root.st_mode & 0o7777),
-                AtFlags::empty(),
-            )?;
-        }
-        if (root.st_uid, root.st_gid) != (0, 0) {
-            let (uid, gid) = (Uid::from_raw(root.st_uid), Gid::from_raw(root.st_gid));
-            chownat(CWD, c"upper", Some(uid), Some(gid), AtFlags::empty())?;
-        }
+        give_likeness(c"upper", &stat(c"lower")?)?;
     }
+    Ok(())
+}
+
+/// Makes a directory that [`make_here`] has made like another one.
+fn give_likeness(name: &CStr, like: &Stat) -> Result<(), Errno> {
+    if like.st_mode & 0o7777 != MODE.as_raw_mode() {
+        let mode = Mode::from_raw_mode(like.st_mode & 0o7777);
+        chmodat(CWD, name, mode, AtFlags::empty())?;
+    }
+    if (like.st_uid, like.st_gid) != (0, 0) {
+        let (uid, gid) = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
+        chownat(CWD, name, Some(uid), Some(gid), AtFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Writes a file in a new writable layer, in a directory that is like the one `lower` below the overlay. `false` if it takes
+/// more than that: a link to follow, or attributes to copy.
+pub fn place_file((lower, upper): (&CStr, &CStr), path: &CStr, data: &[u8]) -> Result<bool, Errno> {
+    let like = match lstat(lower) {
+        Ok(like) if FileType::from_raw_mode(like.st_mode) != FileType::Directory => {
+            return Ok(false);
+        }
+        Ok(like) => Some(like),
+        Err(Errno::NOENT) => None,
+        Err(error) => return Err(error),
+    };
+    if make_here(upper)?
+        && let Some(like) = like
+    {
+        match llistxattr(lower, &mut [0; 0]) {
+            Ok(0) | Err(Errno::NOTSUP) => {}
+            _ => {
+                rmdir(upper)?;
+                return Ok(false);
+            }
+        }
+        give_likeness(upper, &like)?;
+    }
+    // Nobody but us has written anything there.
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let file = openat(CWD, path, flags, Mode::from_raw_mode(0o644))?;
+    write_all(file, data)?;
+    Ok(true)
+}
+
+/// Makes the overlay and goes there.
+pub fn overlay(layers: &CStr, devices: bool) -> Result<(), Errno> {
     let flags = match devices {
         true => MountFlags::empty(),
         false => MountFlags::NODEV,
@@ -94,7 +129,7 @@ pub fn overlay(
 }
 
 /// Whether it was not there.
-fn make_here(name: &CStr) -> Result<bool, Errno> {
+pub fn make_here(name: &CStr) -> Result<bool, Errno> {
     match mkdir(name, MODE) {
         Err(Errno::EXIST) => Ok(false),
         made => made.map(|()| true),

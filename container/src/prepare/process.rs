@@ -181,14 +181,16 @@ impl Tail {
         let ignored = ignored_signals();
         operations.push(O::Signals { ignored });
         operations.push(O::CloseOthers);
-        operations.push(O::Keyring);
         operations.extend(self.limits);
         operations.push(O::Umask(self.umask));
         operations.push(O::LookUpUser);
+        // Whatever the root is, and so before it, where that can have been done in advance (see `spare`).
+        let begin = |operation: &O| matches!(operation, O::PrivateMounts);
+        let before = operations.iter().position(begin);
+        let before = before.unwrap_or(operations.len());
         let dropped = caps::ALL & !self.sets.bounding;
-        if dropped != 0 {
-            operations.push(O::BoundingSet { dropped });
-        }
+        let limit = (dropped != 0).then_some(O::BoundingSet { dropped });
+        operations.splice(before..before, [O::Keyring].into_iter().chain(limit));
         let Sets {
             effective,
             permitted,

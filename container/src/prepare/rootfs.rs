@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, major, minor, stat};
 use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, open_tree};
@@ -56,6 +57,9 @@ pub fn devices(rootfs: &Rootfs) -> Result<Vec<DeviceRule>, Error> {
     disks.into_iter().map(rule).collect()
 }
 
+/// A new file: its number, its absolute path, and what it holds.
+type File = (usize, String, Arc<[u8]>);
+
 /// Makes the root filesystem the root.
 pub fn enter(rootfs: &Rootfs, spec: &Spec, way: Way, operations: &mut Vec<O>) -> Result<(), Error> {
     let later = way.is_later();
@@ -64,7 +68,7 @@ pub fn enter(rootfs: &Rootfs, spec: &Spec, way: Way, operations: &mut Vec<O>) ->
         .and_then(|linux| linux.rootfs_propagation.as_deref())
         .filter(|p| !p.is_empty());
     propagation.map(read_propagation).transpose()?;
-    let mut files = Vec::new();
+    let mut files: Vec<File> = Vec::new();
     operations.push(O::PrivateMounts);
     match rootfs {
         Rootfs::Directory(path) => {
@@ -101,22 +105,24 @@ pub fn enter(rootfs: &Rootfs, spec: &Spec, way: Way, operations: &mut Vec<O>) ->
             files: new,
             devices,
         } => {
-            files.extend(new);
+            for (number, file) in new.iter().enumerate() {
+                let path = absolute("rootfs.files", &file.path)?;
+                files.push((number, path, Arc::from(file.data.as_slice())));
+            }
             let is_disk = !matches!(lower, Lower::Directory(_)) || matches!(upper, Upper::Disk(_));
             if way.confined && is_disk {
                 let problem = "in a user namespace no disk can be mounted; it needs directories";
                 return Err(Error::invalid("rootfs", problem));
             }
             operations.push(enter_upper(upper)?);
-            operations.push(overlay(lower, way, *devices)?);
+            overlay(lower, (way, *devices), &files, operations)?;
         }
     }
     operations.push(if later { O::ChangeRoot } else { O::Pivot });
     // While nothing is mounted in there, no link leads anywhere else.
-    for file in files {
-        let path = c_string("rootfs.files", &absolute("rootfs.files", &file.path)?)?;
-        let data = file.data.clone();
-        operations.push(O::NewFile { path, data });
+    for (number, path, data) in files {
+        let path = c_string("rootfs.files", &path)?;
+        operations.push(O::NewFile { path, data, number });
     }
     Ok(())
 }
@@ -151,7 +157,12 @@ fn enter_upper(upper: &Upper) -> Result<O, Error> {
     })
 }
 
-fn overlay(lower: &Lower, way: Way, devices: bool) -> Result<O, Error> {
+fn overlay(
+    lower: &Lower,
+    (way, devices): (Way, bool),
+    files: &[File],
+    operations: &mut Vec<O>,
+) -> Result<(), Error> {
     let (source, kind, flags) = match lower {
         Lower::BlockDevice(source) | Lower::ErofsFile(source) => {
             (source, c"erofs", MountFlags::RDONLY)
@@ -167,14 +178,34 @@ fn overlay(lower: &Lower, way: Way, devices: bool) -> Result<O, Error> {
         // What it notes of files is in attributes that everybody may set.
         true => c"lowerdir=lower,upperdir=upper,workdir=work,userxattr",
     };
-    Ok(O::Overlay {
+    operations.push(O::Lower {
         source: path(source)?,
         kind: kind.into(),
         flags,
+        has_layers: false,
+    });
+    for (number, path, data) in files {
+        // Through links and in directories that are not there yet only the overlay finds its way.
+        let Some((directory, name)) = path[1..].split_once('/') else {
+            break;
+        };
+        if name.contains('/') {
+            break;
+        }
+        let c_string = |text: String| c_string("rootfs.files", &text);
+        operations.push(O::PlaceFile {
+            lower: c_string(format!("lower/{directory}"))?,
+            upper: c_string(format!("upper/{directory}"))?,
+            path: c_string(format!("upper{path}"))?,
+            data: data.clone(),
+            number: *number,
+        });
+    }
+    operations.push(O::Overlay {
         layers: layers.into(),
         devices,
-        has_layers: false,
-    })
+    });
+    Ok(())
 }
 
 fn path(path: &Path) -> Result<CString, Error> {

@@ -1,7 +1,8 @@
 //! The guest's disks, by their serials: which letter a disk gets is up to the order of the host's
 //! configuration, and nobody should have to count.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -12,34 +13,43 @@ const BLOCK: &str = "/sys/block";
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// Serials of disks, and their names: to ask a disk is a request to the host. They are never taken away.
-static KNOWN: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+/// The disks that there are: to ask one for its serial is a request to the host. They are never taken away.
+static KNOWN: Mutex<Vec<Disk>> = Mutex::new(Vec::new());
+
+struct Disk {
+    serial: String,
+    name: String,
+    /// Open once it was looked at. To find it takes longer than to read it.
+    size: Option<File>,
+}
 
 /// The device node of the virtio disk whose serial this is.
 pub fn with_serial(serial: &str) -> Option<PathBuf> {
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let known_name = |known: &[(String, String)]| {
-        let found = known.iter().find(|(of, _)| of == serial);
-        found.map(|(_, name)| name.clone())
-    };
-    let name = match known_name(&known) {
-        Some(name) => name,
-        None => {
-            *known = all(Path::new(BLOCK));
-            known_name(&known)?
-        }
-    };
-    drop(known);
-    wait_for_size(&Path::new(BLOCK).join(&name));
-    Some(Path::new("/dev").join(name))
+    let is_it = |disk: &Disk| disk.serial == serial;
+    if !known.iter().any(is_it) {
+        *known = all(Path::new(BLOCK));
+    }
+    let disk = known.iter_mut().find(|disk| is_it(disk))?;
+    if disk.size.is_none() {
+        disk.size = File::open(Path::new(BLOCK).join(&disk.name).join("size")).ok();
+    }
+    if let Some(size) = &disk.size {
+        wait_for_size(size);
+    }
+    Some(Path::new("/dev").join(&disk.name))
 }
 
 /// Waits until a drive has a disk, of which the kernel has been told but need not have taken note yet. What uses it will
 /// say so if there is none.
-fn wait_for_size(disk: &Path) {
+fn wait_for_size(size: &File) {
     let until = Instant::now() + NOTICED_WITHIN;
-    let size = disk.join("size");
-    while fs::read(&size).is_ok_and(|size| size == b"0\n") && Instant::now() < until {
+    let mut text = [0; 3];
+    let mut is_empty = || {
+        let read = size.read_at(&mut text, 0);
+        read.is_ok_and(|length| text[..length] == *b"0\n")
+    };
+    while is_empty() && Instant::now() < until {
         thread::sleep(LOOK_AGAIN);
     }
 }
@@ -51,14 +61,18 @@ pub fn is_read_only(disk: &Path) -> bool {
     fs::read_to_string(flag).is_ok_and(|text| text.trim_end() == "1")
 }
 
-/// The serials that there are, and the names of their disks.
-fn all(block: &Path) -> Vec<(String, String)> {
+/// The disks that have a serial.
+fn all(block: &Path) -> Vec<Disk> {
     let disks = fs::read_dir(block).into_iter().flatten().flatten();
     let disks = disks.filter_map(|disk| {
         // Only virtio disks have the file.
         let serial = fs::read_to_string(disk.path().join("serial")).ok()?;
         let serial = serial.trim_end_matches('\n').to_owned();
-        Some((serial, disk.file_name().into_string().ok()?))
+        Some(Disk {
+            serial,
+            name: disk.file_name().into_string().ok()?,
+            size: None,
+        })
     });
     disks.collect()
 }
@@ -81,7 +95,8 @@ mod tests {
                 fs::write(disk.join("serial"), serial).expect("write");
             }
         }
-        let mut found = all(dir.path());
+        let disks = all(dir.path());
+        let mut found: Vec<_> = disks.into_iter().map(|d| (d.serial, d.name)).collect();
         found.sort();
         let pair = |serial: &str, name: &str| (serial.to_owned(), name.to_owned());
         assert_eq!(found, [pair("image", "vdc"), pair("image-2", "vdb")]);
@@ -93,7 +108,8 @@ mod tests {
         let size = dir.path().join("size");
         fs::write(&size, "0\n").expect("write");
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| wait_for_size(dir.path()));
+            let opened = File::open(&size).expect("open");
+            let waiting = scope.spawn(move || wait_for_size(&opened));
             thread::sleep(20 * LOOK_AGAIN);
             assert!(!waiting.is_finished());
             fs::write(&size, "8\n").expect("write");
