@@ -95,6 +95,7 @@ impl Host {
                 stdin: false,
                 stdout: true,
                 stderr: true,
+                keeps: true,
             };
             guest.attach((socket, Vec::new()), program, wants, &[]);
             Ok(())

@@ -133,6 +133,42 @@ fn container_when_attached_and_started_then_its_output_and_its_end_arrive() {
 }
 
 #[test]
+fn start_when_asked_for_in_a_stream_then_told_there_and_once() {
+    let world = world();
+    let agent = &world.agent;
+    world.create("a", &["sh", "-c", "echo out"]);
+    let mut starts = agent.upgrade("/v1/containers/a/attach", &Value::Null);
+    let mut looks_on = agent.upgrade("/v1/containers/a/attach", &Value::Null);
+    starts.send(Kind::Start, b"");
+    let (started, seen) = (starts.read_to_end(), looks_on.read_to_end());
+    assert_eq!((started.out(), started.code()), ("out\n".to_owned(), 0));
+    assert_eq!((started.started, seen.started), (true, false));
+    // What comes behind it counts as well, and who cannot be started is told how that ended.
+    world.create_with("b", &["cat"], |wanted| wanted["stdin"] = json!(true));
+    let mut starts = agent.upgrade("/v1/containers/b/attach?stdin=true", &Value::Null);
+    starts.send(Kind::Start, b"");
+    starts.send(Kind::Stdin, b"in");
+    starts.send(Kind::Stdin, b"");
+    let brought = starts.read_to_end();
+    assert_eq!((brought.out(), brought.code()), ("in".to_owned(), 0));
+    world.create("c", &["/bin/nothing"]);
+    let mut starts = agent.upgrade("/v1/containers/c/attach", &Value::Null);
+    starts.send(Kind::Start, b"");
+    let brought = starts.read_to_end();
+    assert_eq!((brought.code(), brought.started), (127, false));
+    assert!(brought.error.expect("reason").contains("/bin/nothing"));
+    world.running("d");
+    for mut late in [
+        agent.upgrade("/v1/containers/d/attach", &Value::Null),
+        world.exec("d", &["cat"], true),
+    ] {
+        late.send(Kind::Start, b"");
+        let brought = late.read_to_end();
+        assert!(brought.error.is_some() && brought.exit.is_none());
+    }
+}
+
+#[test]
 fn output_when_nobody_was_there_then_kept_for_who_comes() {
     let world = world();
     let agent = &world.agent;
@@ -343,6 +379,29 @@ fn clients_when_they_stall_then_others_go_on_and_the_agent_stays_small() {
         .and_then(|r| r.trim().strip_suffix(" kB")?.parse().ok())
         .expect("RssAnon");
     assert!(kib < 8 << 10, "{kib} KiB");
+}
+
+#[test]
+fn client_when_it_stalls_then_let_go_unless_it_keeps_the_output() {
+    let world = world();
+    let agent = &world.agent;
+    let wanted = 4 << 20;
+    for keeps in [false, true] {
+        let id = if keeps { "kept" } else { "lost" };
+        world.create(id, &["sh", "-c", &format!("yes | head -c {wanted}")]);
+        let path = format!("/v1/containers/{id}/attach");
+        let mut slow = agent.upgrade(&format!("{path}?keeps={keeps}"), &Value::Null);
+        let mut other = agent.upgrade(&path, &Value::Null);
+        agent.must("POST", &format!("/v1/containers/{id}/start"), &Value::Null);
+        let reader = std::thread::spawn(move || other.read_to_end());
+        // Longer than anybody is waited for.
+        std::thread::sleep(std::time::Duration::from_secs(12));
+        // With the headers of frames, of which the last may be cut off.
+        let mut all_of_it = Vec::new();
+        slow.socket.read_to_end(&mut all_of_it).expect("read");
+        assert_eq!(reader.join().expect("reader").stdout.len(), wanted);
+        assert_eq!(all_of_it.len() > wanted, keeps, "{}", all_of_it.len());
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`Kind::Stdin`], an empty one for the end of it | [`Kind::Stdout`], [`Kind::Stderr`] |
 //! | [`Kind::Resize`] with a [`TerminalSize`](crate::TerminalSize) | [`Kind::Error`] with a sentence |
+//! | [`Kind::Start`] | [`Kind::Started`], or the program's end |
 //! | | [`Kind::Exit`] with an [`Exit`](crate::Exit), the last one |
 
 use std::fmt;
@@ -36,22 +37,28 @@ pub enum Kind {
     Exit = 4,
     /// The terminal's new size: JSON.
     Resize = 5,
+    /// The container's program is to be executed, as by a request for that. Nothing in it.
+    Start = 6,
+    /// It has been. Nothing in it.
+    Started = 7,
 }
 
 impl Kind {
     /// All there are.
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 8] = [
         Kind::Stdin,
         Kind::Stdout,
         Kind::Stderr,
         Kind::Error,
         Kind::Exit,
         Kind::Resize,
+        Kind::Start,
+        Kind::Started,
     ];
 
     /// Whether the payload is a whole and short, rather than a part of something endless.
     pub fn is_message(self) -> bool {
-        matches!(self, Kind::Error | Kind::Exit | Kind::Resize)
+        !matches!(self, Kind::Stdin | Kind::Stdout | Kind::Stderr)
     }
 
     fn of(byte: u8) -> Option<Self> {

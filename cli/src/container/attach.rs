@@ -29,7 +29,13 @@ pub fn attach(engine: &Engine, args: &AttachArgs) -> Outcome {
     let stdin = entry.config.stdin && !args.no_stdin;
     check_terminal(entry.config.has_terminal(), stdin)?;
     let agent = entry.agent();
-    let connection = agent.attach(entry.config.guest_id(), Attach { stdin })?;
+    let connection = agent.attach(
+        entry.config.guest_id(),
+        Attach {
+            stdin,
+            keeps: false,
+        },
+    )?;
     let signals = Signals::block()?;
     let raw = enter_raw(entry.config.has_terminal() && stdin)?;
     if let Some(size) = raw.as_ref().and_then(|_| terminal_size()) {

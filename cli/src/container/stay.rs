@@ -56,8 +56,14 @@ pub fn stay(
     args: &StayArgs,
 ) -> Outcome {
     let (agent, id) = (entry.agent(), entry.config.guest_id());
-    let connection = agent.attach(id, Attach { stdin })?;
-    started.go()?;
+    let connection = if stdin {
+        let keeps = false;
+        let connection = agent.attach(id, Attach { stdin, keeps })?;
+        started.go()?;
+        connection
+    } else {
+        started.go_with_output()?
+    };
     let raw = enter_raw(entry.config.has_terminal() && stdin)?;
     if let Some(size) = terminal_size().filter(|size| told.is_some() && told != Some(*size)) {
         // It has changed while the machine booted. A program that has ended does not mind.

@@ -32,6 +32,16 @@ pub struct Agent {
 pub struct Attach {
     /// Whether what the client sends is the program's standard input.
     pub stdin: bool,
+    /// Whether the output waits for it for as long as it takes, even if others want it.
+    pub keeps: bool,
+}
+
+impl Attach {
+    /// As who keeps all that the program writes.
+    pub const KEEPER: Attach = Attach {
+        stdin: false,
+        keeps: true,
+    };
 }
 
 impl Agent {
@@ -54,7 +64,7 @@ impl Agent {
         container: &CreateContainer<Spec>,
     ) -> Result<Upgraded, Error> {
         let body = serde_json::to_string(container).map_err(cannot("describe the container"))?;
-        let attach = attach_target(&container.id, Attach { stdin: false });
+        let attach = attach_target(&container.id, Attach::KEEPER);
         let asked = talk
             .send_with_upgrade(("POST", path::CONTAINERS, &body), (&attach, UPGRADE))
             .and_then(|()| talk.answer());
@@ -63,7 +73,7 @@ impl Agent {
             // It was cut off, before or behind the creation: nobody else creates anything here.
             Err(_) => match self.create(container) {
                 Ok(_) | Err(Error::Agent { status: 409, .. }) => {
-                    return self.attach(&container.id, Attach { stdin: false });
+                    return self.attach(&container.id, Attach::KEEPER);
                 }
                 Err(e) => return Err(e),
             },
@@ -223,9 +233,10 @@ impl Agent {
 
 fn attach_target(id: &str, attach: Attach) -> String {
     format!(
-        "{}?stdin={}&stdout=true&stderr=true",
+        "{}?stdin={}&stdout=true&stderr=true&keeps={}",
         path::of_container(id, "attach"),
-        attach.stdin
+        attach.stdin,
+        attach.keeps
     )
 }
 
@@ -261,7 +272,7 @@ pub fn refused(status: u16, body: Vec<u8>) -> Error {
 }
 
 /// A sentence as what follows a colon: the agent's begin with a capital letter.
-fn clause(sentence: &str) -> String {
+pub(crate) fn clause(sentence: &str) -> String {
     let mut letters = sentence.chars();
     match letters.next() {
         Some(first) => first.to_lowercase().chain(letters).collect(),

@@ -14,6 +14,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::{Engine, Entry, New, make_folder};
 use crate::error::{Error, cannot};
+use crate::http::Upgraded;
 use crate::layout::short;
 use crate::lock;
 use crate::monitor::{self, Connection, Message, Origin, Task};
@@ -218,8 +219,20 @@ impl Started {
 
     /// Has the program start, now that the caller is attached if it wants to be, and waits until it has.
     pub fn go(&mut self) -> Result<(), Error> {
+        self.go_with(None)
+    }
+
+    /// The same for a caller that is not attached and wants the output, which the monitor has anyway: a connection
+    /// to the agent less, and nothing that the program writes leaves a virtual machine twice.
+    pub fn go_with_output(&mut self) -> Result<Upgraded, Error> {
+        let (ours, theirs) = UnixStream::pair().map_err(cannot("start the container"))?;
+        self.go_with(Some(theirs))?;
+        Ok(Upgraded::from(ours))
+    }
+
+    fn go_with(&mut self, output: Option<UnixStream>) -> Result<(), Error> {
         self.connection
-            .go()
+            .go(output)
             .map_err(cannot("start the container"))?;
         self.expect(&Message::Started)
     }

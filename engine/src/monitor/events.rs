@@ -15,8 +15,8 @@ use crate::poll::poll_until;
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// What was waited for has something to read.
-    Readable,
+    /// What was waited for has something to read, or room.
+    Ready,
     /// The machine has ended.
     MachineEnded,
     /// This process is to end.
@@ -68,24 +68,43 @@ impl Watch {
         command: Option<BorrowedFd<'_>>,
         until: Option<Instant>,
     ) -> Result<Event, Error> {
+        let fd = fd.map(|fd| (fd, PollFlags::IN));
+        self.wait_until(machine, fd, command, until)
+    }
+
+    /// The same until `fd` is as its flags say.
+    pub fn wait_until(
+        &self,
+        machine: Option<&Machine>,
+        fd: Option<(BorrowedFd<'_>, PollFlags)>,
+        command: Option<BorrowedFd<'_>>,
+        until: Option<Instant>,
+    ) -> Result<Event, Error> {
         // Stands in for what there is none of.
         let none = self.signals.as_fd();
-        let all = [
-            fd.unwrap_or(none),
+        let others = [
             none,
             machine.map_or(none, AsFd::as_fd),
             command.unwrap_or(none),
             self.requests.as_ref().map_or(none, AsFd::as_fd),
         ];
+        let [signals, machine_fd, command_fd, requests] = others.map(|fd| (fd, PollFlags::IN));
+        let all = [
+            fd.unwrap_or(signals),
+            signals,
+            machine_fd,
+            command_fd,
+            requests,
+        ];
         loop {
-            let mut fds = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            let mut fds = all.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
             if !poll_until(&mut fds, until).map_err(cannot("wait for the sandbox"))? {
                 return Ok(Event::Nothing);
             }
-            let [readable, signalled, ended, left, asked] = fds.map(|fd| !fd.revents().is_empty());
+            let [ready, signalled, ended, left, asked] = fds.map(|fd| !fd.revents().is_empty());
             // What has been written counts, even if its writer has ended since.
-            if readable && fd.is_some() {
-                return Ok(Event::Readable);
+            if ready && fd.is_some() {
+                return Ok(Event::Ready);
             }
             if signalled && matches!(self.signals.read_signal(), Ok(Some(_))) {
                 return Ok(Event::Stop);
@@ -126,6 +145,6 @@ mod tests {
         watch.requests = Some(listener);
         assert_eq!(wait(&watch).expect("wait"), Event::Request);
         drop(theirs);
-        assert_eq!(wait(&watch).expect("wait"), Event::Readable);
+        assert_eq!(wait(&watch).expect("wait"), Event::Ready);
     }
 }

@@ -1,11 +1,13 @@
 //! What a container writes: from the agent's stream to the log, up to its end.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use bulkhead_protocol::Exit;
-use bulkhead_protocol::frame::{Decoder, Kind, Part};
+use bulkhead_protocol::frame::{Decoder, Kind, Part, encode};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 
 use super::sandbox::KILLED;
 use crate::agent::printable;
@@ -32,8 +34,39 @@ pub struct Output {
     decoder: Decoder,
     buffer: Vec<u8>,
     error: Option<String>,
+    started: bool,
     log: Writer,
+    /// Where the same frames go to.
+    relay: Option<Relay>,
     over: Option<Over>,
+}
+
+/// The command that wants the frames, and those that it has not taken. While there are any the agent's wait, and the
+/// program with them, as it would for the next one in a pipe.
+struct Relay {
+    stream: UnixStream,
+    /// What it has not taken.
+    held: Vec<u8>,
+    /// How much of that it has taken.
+    taken: usize,
+}
+
+impl Relay {
+    /// Sends what there is room for. `false` if nobody is there to take it.
+    fn send(&mut self) -> bool {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        while self.taken < self.held.len() {
+            match send(&self.stream, &self.held[self.taken..], flags) {
+                Ok(n) => self.taken += n,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return true,
+                Err(_) => return false,
+            }
+        }
+        self.held.clear();
+        self.taken = 0;
+        true
+    }
 }
 
 impl Output {
@@ -44,11 +77,51 @@ impl Output {
             decoder: Decoder::new(),
             buffer: stream.received,
             error: None,
+            started: false,
             log,
+            relay: None,
             over: None,
         };
         output.over = output.decode();
         output
+    }
+
+    /// Has the program executed.
+    pub fn start(&mut self) -> io::Result<()> {
+        self.stream.write_all(&encode(Kind::Start, b""))
+    }
+
+    /// Whether it has been.
+    pub fn has_started(&self) -> bool {
+        self.started
+    }
+
+    /// Sends the frames on, from the first one. To be called before any is taken.
+    pub fn relay_to(&mut self, stream: UnixStream) {
+        self.relay = Some(Relay {
+            stream,
+            held: self.buffer.clone(),
+            taken: 0,
+        });
+        self.relay();
+    }
+
+    /// What was not sent on yet, and has to be before more is taken: it can be once this has room.
+    pub fn held(&self) -> Option<BorrowedFd<'_>> {
+        let relay = self.relay.as_ref().filter(|relay| !relay.held.is_empty());
+        relay.map(|relay| relay.stream.as_fd())
+    }
+
+    /// Sends on what there is room for.
+    pub fn relay(&mut self) {
+        if self.relay.as_mut().is_some_and(|relay| !relay.send()) {
+            self.relay = None;
+        }
+    }
+
+    /// Sends nothing on any more, and says so.
+    pub fn end_relay(&mut self) {
+        self.relay = None;
     }
 
     /// Why there is nothing more, once there is not; told once.
@@ -68,7 +141,12 @@ impl Output {
             Ok(0) => Some(Over::Closed),
             Ok(n) => {
                 self.buffer.truncate(n);
-                self.decode()
+                if let Some(relay) = &mut self.relay {
+                    relay.held.extend_from_slice(&self.buffer);
+                }
+                let over = self.decode();
+                self.relay();
+                over
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => None,
             Err(_) => Some(Over::Closed),
@@ -97,6 +175,7 @@ impl Output {
                 Ok(Some(Part::Message(Kind::Error, text))) => {
                     self.error = Some(printable(&String::from_utf8_lossy(&text)));
                 }
+                Ok(Some(Part::Message(Kind::Started, _))) => self.started = true,
                 Ok(Some(Part::Message(Kind::Exit, text))) => {
                     return Some(Over::Exit(ended(&text, self.error.take())));
                 }
@@ -128,12 +207,8 @@ fn ended(text: &[u8], error: Option<String>) -> Exit {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::io::Write as _;
-
-    use bulkhead_protocol::frame::encode;
-
     use super::*;
+    use std::fs;
 
     #[test]
     fn output_when_taken_in_pieces_is_in_the_log_and_its_end_is_told_once() {
@@ -164,5 +239,53 @@ mod tests {
         output.finish();
         let log = fs::read_to_string(&path).expect("read");
         assert!(log.contains(r#"one\n"#), "{log}");
+    }
+
+    #[test]
+    fn output_when_nobody_takes_what_is_sent_on_holds_it_and_loses_nothing() {
+        let dir = tempfile::tempdir().expect("folder");
+        let log = Writer::open(&dir.path().join("log")).expect("log");
+        let (ours, mut agent) = UnixStream::pair().expect("pair");
+        let first = encode(Kind::Stdout, b"first");
+        let mut upgraded = Upgraded::from(ours);
+        upgraded.received = first.clone();
+        let mut output = Output::new(upgraded, log);
+        let (mut command, theirs) = UnixStream::pair().expect("pair");
+        output.relay_to(theirs);
+        let mut sent = first;
+        let frame = encode(Kind::Stdout, &[b'x'; 50_000]);
+        while output.held().is_none() {
+            agent.write_all(&frame).expect("write");
+            sent.extend_from_slice(&frame);
+            output.take();
+        }
+        let mut taken = vec![0; sent.len()];
+        let (early, late) = taken.split_at_mut(60_000);
+        command.read_exact(early).expect("read");
+        output.relay();
+        let reader = std::thread::spawn(move || {
+            let mut rest = Vec::new();
+            command.read_to_end(&mut rest).map(|_| rest)
+        });
+        while output.held().is_some() {
+            output.relay();
+        }
+        output.end_relay();
+        late.copy_from_slice(&reader.join().expect("thread").expect("read"));
+        assert_eq!(taken, sent);
+    }
+
+    #[test]
+    fn output_when_the_command_has_left_is_not_held() {
+        let dir = tempfile::tempdir().expect("folder");
+        let log = Writer::open(&dir.path().join("log")).expect("log");
+        let (ours, mut agent) = UnixStream::pair().expect("pair");
+        let mut output = Output::new(Upgraded::from(ours), log);
+        let (command, theirs) = UnixStream::pair().expect("pair");
+        output.relay_to(theirs);
+        drop(command);
+        agent.write_all(&encode(Kind::Stdout, b"x")).expect("write");
+        output.take();
+        assert!(output.held().is_none());
     }
 }

@@ -10,17 +10,18 @@ use bulkhead_image::progress::Silent;
 use bulkhead_image::{Digest, Store};
 use bulkhead_protocol::{CreateContainer, Exit, Lower, Rootfs, Upper as GuestUpper};
 use jiff::Timestamp;
+use rustix::event::PollFlags;
 
 use super::Task;
 use super::checkpoint::{Checkpointed, Moment, forget_disk, put_disk_back};
 use super::events::{Event, Watch, watch_signals};
 use super::machine::{HostAgent, Machine};
-use super::message::{Message, may_go, tell};
+use super::message::{Go, Message, may_go, tell};
 use super::output::{Output, Over};
 use super::request::{self, Asked};
 use super::starting::{Obstacle, Starting, record_processes};
 use super::turn::Turn;
-use crate::agent::{Agent, Attach};
+use crate::agent::{Agent, Attach, clause};
 use crate::cgroup;
 use crate::error::{Error, Failure, cannot};
 use crate::http::{Conversation, Upgraded};
@@ -113,7 +114,7 @@ impl<'a> Sandbox<'a> {
             Some(up) => {
                 let mut machine = up.machine;
                 turn = up.turn;
-                let attach = |()| agent.attach(config.guest_id(), Attach { stdin: false });
+                let attach = |()| agent.attach(config.guest_id(), Attach::KEEPER);
                 let attached = match (moment, up.talk) {
                     (None, Some(talk)) => agent.create_in(talk, &wanted),
                     (None, None) => agent.create(&wanted).map(drop).and_then(attach),
@@ -152,8 +153,14 @@ impl<'a> Sandbox<'a> {
     pub fn run(&mut self, state: &mut State, command: &UnixStream) -> Result<Exit, Error> {
         tell(command, &Message::Created);
         match self.wait_for(command)? {
-            Event::Readable if may_go(command) => {}
-            Event::Readable | Event::CommandEnded => return Err(not_started(COMMAND_ENDED)),
+            Event::Ready => match may_go(command) {
+                Some(Go { output: None }) => {}
+                Some(Go {
+                    output: Some(output),
+                }) => self.output.relay_to(output),
+                None => return Err(not_started(COMMAND_ENDED)),
+            },
+            Event::CommandEnded => return Err(not_started(COMMAND_ENDED)),
             Event::Stop => return Err(not_started(TOLD_TO_END)),
             Event::MachineEnded | Event::Nothing | Event::Request => {
                 let why = self.machine.error(self.files, MACHINE_ENDED);
@@ -161,11 +168,7 @@ impl<'a> Sandbox<'a> {
             }
         }
         match self.moment {
-            None => {
-                if let Err(e) = self.agent.start(self.config.guest_id()) {
-                    return Err(self.why_not_started(e));
-                }
-            }
+            None => self.start_program()?,
             Some(moment) => {
                 let gone_on = self.go_on(moment);
                 gone_on.map_err(|e| explain(e, &mut self.machine, self.files))?;
@@ -217,23 +220,58 @@ impl<'a> Sandbox<'a> {
         }
     }
 
-    /// Why the program does not run, with the exit code for that: the end of its streams has it.
-    fn why_not_started(&mut self, error: Error) -> Error {
-        match error {
-            // It was tried, and failed: the container has ended, and says so.
-            Error::Agent {
-                status: 422 | 500,
-                message,
-            } => Error::Start(Failure {
-                exit_code: self.follow().exit.code,
-                message,
-            }),
-            error => explain(error, &mut self.machine, self.files),
+    /// Has the program executed, and waits until it is.
+    fn start_program(&mut self) -> Result<(), Error> {
+        let asked = self.output.start();
+        asked.map_err(|e| {
+            explain(
+                cannot("talk to the agent")(e),
+                &mut self.machine,
+                self.files,
+            )
+        })?;
+        while !self.output.has_started() {
+            match self.output.over() {
+                None => {}
+                // It was tried, and failed: the container has ended, and says so.
+                Some(Over::Exit(exit)) => {
+                    let message = exit.error.as_deref().unwrap_or("its program has ended");
+                    return Err(Error::Start(Failure {
+                        exit_code: exit.code,
+                        message: clause(message.trim_end_matches('.')),
+                    }));
+                }
+                Some(Over::Damaged(why)) => return Err(not_started(&why)),
+                Some(Over::Closed) => {
+                    let exit = self.lost_machine();
+                    return Err(not_started(exit.error.as_deref().unwrap_or(MACHINE_ENDED)));
+                }
+            }
+            match self.wait_for_output()? {
+                Event::Stop => return Err(not_started(TOLD_TO_END)),
+                Event::Ready => {}
+                _ => {
+                    let exit = self.lost_machine();
+                    return Err(not_started(exit.error.as_deref().unwrap_or(MACHINE_ENDED)));
+                }
+            }
         }
+        Ok(())
     }
 
     /// Ends the machine; not before the command has taken what the container wrote, if it is attached.
     pub fn end(mut self, attached: bool, command: &UnixStream) {
+        while let Some(held) = self.output.held() {
+            let room = Some((held, PollFlags::OUT));
+            let waited = self
+                .watch
+                .wait_until(None, room, Some(command.as_fd()), None);
+            match waited {
+                Ok(Event::Ready) => self.output.relay(),
+                _ => break,
+            }
+        }
+        self.output.end_relay();
         if attached {
             // It closes its end; it says nothing more.
             let _ = self.wait_for(command);
@@ -273,8 +311,8 @@ impl<'a> Sandbox<'a> {
                 Some(Over::Damaged(why)) => return self.lost(&why).into(),
                 Some(Over::Closed) => return self.lost_machine().into(),
             }
-            match self.wait_for(&self.output) {
-                Ok(Event::Readable) => self.output.take(),
+            match self.wait_for_output() {
+                Ok(Event::Ready) => {}
                 Ok(Event::Request) => {
                     let asked = self.watch.requests.as_ref().and_then(Asked::accept);
                     let checkpoint = asked.and_then(|asked| self.checkpoint(asked));
@@ -290,6 +328,22 @@ impl<'a> Sandbox<'a> {
                 Err(e) => return self.lost(&e.to_string()).into(),
             }
         }
+    }
+
+    /// Waits for output and takes it; not before what was taken is sent on.
+    fn wait_for_output(&mut self) -> Result<Event, Error> {
+        let held = self.output.held();
+        let next = held.map_or((self.output.as_fd(), PollFlags::IN), |fd| {
+            (fd, PollFlags::OUT)
+        });
+        let machine = Some(&self.machine);
+        let event = self.watch.wait_until(machine, Some(next), None, None)?;
+        match (event, held.is_some()) {
+            (Event::Ready, true) => self.output.relay(),
+            (Event::Ready, false) => self.output.take(),
+            _ => {}
+        }
+        Ok(event)
     }
 
     /// The end of a container whose machine has ended, or is about to: its last words say more.

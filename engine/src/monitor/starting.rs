@@ -85,7 +85,7 @@ impl Starting<'_> {
         let command = Some(self.command.as_fd());
         let event = self.watch.wait(machine, fd, command, Some(until));
         match event.map_err(Obstacle::Over)? {
-            Event::Readable => Ok(Waited::Readable),
+            Event::Ready => Ok(Waited::Readable),
             Event::MachineEnded => Ok(Waited::MachineEnded),
             // Nobody is listened to yet.
             Event::Nothing | Event::Request => Ok(Waited::Nothing),

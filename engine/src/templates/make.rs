@@ -134,7 +134,7 @@ fn play(
     wanted: &CreateContainer<bulkhead_container::spec::Spec>,
 ) -> Result<(), Error> {
     agent.create(wanted)?;
-    let mut stream = agent.attach(&wanted.id, Attach { stdin: false })?;
+    let mut stream = agent.attach(&wanted.id, Attach::KEEPER)?;
     match agent.start(&wanted.id) {
         // As it should be.
         Ok(_) | Err(Error::Agent { .. }) => {}

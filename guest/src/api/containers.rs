@@ -163,6 +163,7 @@ impl Guest {
             stdin: flag("stdin", false)?,
             stdout: flag("stdout", true)?,
             stderr: flag("stderr", true)?,
+            keeps: flag("keeps", false)?,
         };
         if !wants_upgrade {
             let message =

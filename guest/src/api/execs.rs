@@ -30,6 +30,7 @@ impl Guest {
                 stdin: wanted.stdin || wanted.process.terminal,
                 stdout: true,
                 stderr: true,
+                keeps: false,
             },
             exec_id: Some(executed.number),
         }))

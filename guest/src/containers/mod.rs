@@ -173,6 +173,13 @@ impl Containers {
         self.ids.get(id).copied()
     }
 
+    /// The container of which this is the program.
+    pub fn with_program(&self, program: Key) -> Option<Key> {
+        let mut entries = self.entries.iter();
+        let found = entries.find(|(_, entry)| entry.program == program);
+        found.map(|(key, _)| key)
+    }
+
     /// Looks a container up.
     pub fn get(&self, key: Key) -> Option<&Entry> {
         self.entries.get(key)

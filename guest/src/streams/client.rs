@@ -29,6 +29,8 @@ pub struct Wants {
     pub stdout: bool,
     /// To have its standard error.
     pub stderr: bool,
+    /// To be waited for, for as long as it takes, when others want the same.
+    pub keeps: bool,
 }
 
 /// A connection that carries frames.
@@ -264,6 +266,13 @@ impl Guest {
                         }
                     }
                 }
+                Ok(Some(Part::Message(Kind::Start, _))) => {
+                    let program = stream.program;
+                    if self.start_for(key, program) {
+                        self.feed(key, rest, 0);
+                    }
+                    return;
+                }
                 Ok(Some(Part::Data(kind, _) | Part::End(kind) | Part::Message(kind, _))) => {
                     let message = format!("Frames of type {} are not for the agent.", kind as u8);
                     return self.refuse_stream(key, &message);
@@ -271,6 +280,26 @@ impl Guest {
                 Err(e) => return self.refuse_stream(key, &format!("The stream is broken: {e}.")),
             }
         }
+    }
+
+    /// Executes the program of a stream's container. How it ends if it cannot be executed is told as ever. `false` if the stream
+    /// is over.
+    fn start_for(&mut self, stream: Key, program: Key) -> bool {
+        let container = self.containers.with_program(program);
+        let started = container.is_some_and(|container| self.start(container).is_ok());
+        let entry = container.and_then(|container| self.containers.get(container));
+        if started {
+            let sent = self.send_frame(stream, &frame::encode(Kind::Started, b""));
+            if !sent {
+                self.drop_stream(stream);
+            }
+            return sent;
+        }
+        let ends = entry.is_some_and(|entry| entry.failure.is_some());
+        if !ends {
+            self.refuse_stream(stream, "There is no program that waits for its start.");
+        }
+        ends
     }
 
     /// Ends a stream that does not keep to the rules.
@@ -370,7 +399,7 @@ impl Guest {
             if streams().all(|(_, s)| s.is_blocked()) {
                 continue;
             }
-            for (key, stream) in streams() {
+            for (key, stream) in streams().filter(|(_, stream)| !stream.wants.keeps) {
                 let Some(since) = stream.blocked_since else {
                     continue;
                 };

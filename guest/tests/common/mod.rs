@@ -158,6 +158,7 @@ pub struct Brought {
     pub stderr: Vec<u8>,
     pub error: Option<String>,
     pub exit: Option<Exit>,
+    pub started: bool,
 }
 
 impl Brought {
@@ -201,6 +202,10 @@ impl Stream {
                     }
                     Part::Message(Kind::Exit, exit) => {
                         brought.exit = Some(serde_json::from_slice(&exit).expect("exit"));
+                    }
+                    Part::Message(Kind::Started, nothing) => {
+                        assert!(nothing.is_empty() && !brought.started);
+                        brought.started = true;
                     }
                     other => panic!("{other:?}"),
                 }
