@@ -135,10 +135,10 @@ fn create(engine: &Engine, args: &CreateArgs) -> Outcome {
             )?)
         }
     };
-    let kernel = args.kernel.as_deref().map(Path::canonicalize).transpose();
+    let kernel = args.kernel.as_deref().map(find).transpose()?;
     let wanted = Wanted {
         machine: Machine::for_limits(args.cpus, args.memory),
-        kernel: kernel.map_err(|e| format!("cannot find the kernel: {e}"))?,
+        kernel,
         cmdline: args.cmdline.clone(),
         preparation,
     };
@@ -149,6 +149,12 @@ fn create(engine: &Engine, args: &CreateArgs) -> Outcome {
     templates.create(engine, &args.name, &wanted, &user)?;
     println!("{}", args.name);
     Ok(0)
+}
+
+/// The whole path of a kernel.
+fn find(path: &Path) -> Result<PathBuf, String> {
+    let found = path.canonicalize();
+    found.map_err(|e| format!("cannot find the kernel {}: {e}", path.display()))
 }
 
 /// Whoever has typed the command.

@@ -34,10 +34,19 @@ impl Starting<'_> {
         self.check_devices(volumes)?;
         let template = OwnTemplates::of(self.layout).open(name)?;
         template.check(self.config.machine)?;
-        let (mut machine, windows) = self.clone_of(volumes, template.folder())?;
-        let talk = self.wake(&mut machine, windows, boot_limit())?;
+        let restored =
+            self.clone_of(volumes, template.folder())
+                .and_then(|(mut machine, windows)| {
+                    let talk = self.wake(&mut machine, windows, boot_limit())?;
+                    Ok((machine, talk))
+                });
         // Until now it was needed.
         drop(template);
-        Ok((machine, talk))
+        restored.map_err(|obstacle| match obstacle {
+            Obstacle::Failed(why) => Obstacle::Failed(format!(
+                "its machine cannot be restored from the template {name}: {why}"
+            )),
+            over => over,
+        })
     }
 }

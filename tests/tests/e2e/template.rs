@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_tests::artifacts;
 use bulkhead_tests::crash::Random;
-use bulkhead_tests::home::Home;
+use bulkhead_tests::home::{Home, busybox_archive};
 use bulkhead_tests::lane::{Lane, note};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -18,6 +18,26 @@ const SETTING: &str = "/proc/sys/vm/max_map_count";
 const PREPARED: &str = "262144\n";
 /// The least memory, so that there is less to write.
 const SMALL: [&str; 2] = ["--memory", "64M"];
+
+/// The size of the file that the image `other` has more than `busybox`.
+const OTHER_BYTES: usize = 1 << 20;
+
+/// Makes the image `other`.
+fn import_other(home: &Home) {
+    let mut archive = busybox_archive();
+    // Its end.
+    archive.truncate(archive.len() - 1024);
+    let mut archive = tar::Builder::new(archive);
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(OTHER_BYTES as u64);
+    archive
+        .append_data(&mut header, "other", &[b'x'; OTHER_BYTES][..])
+        .expect("file");
+    let path = home.root().join("other.tar");
+    fs::write(&path, archive.into_inner().expect("archive")).expect("write");
+    home.expect(&["import", path.to_str().expect("a path"), "other"]);
+}
 
 /// Makes a template that nothing has prepared.
 fn make_plain(home: &Home, name: &str) {
@@ -70,21 +90,28 @@ fn containers_when_they_begin_in_a_template_then_it_is_as_it_was_prepared_in_eac
     let made = home.expect(&["template", "inspect", "--format", "{{.made.image}}", "mine"]);
     assert_eq!(made, "busybox\n");
 
-    let start = |name: &str, options: &[&str]| {
+    import_other(&home);
+    let start = |name: &str, image: &str, options: &[&str]| {
         let run = ["run", "-d", "--name", name, "--template", "mine"];
-        let program = ["busybox", "sleep", "100000"];
+        let program = [image, "sleep", "100000"];
         home.expect(&[&run, options, &program[..]].concat());
     };
     let exec = |name: &str, script: &str| home.expect(&["exec", name, "sh", "-c", script]);
-    start("first", &[]);
-    start("second", &["--memory", "32M", "--storage", "16M"]);
+    start("first", "busybox", &[]);
+    start("second", "other", &["--memory", "32M", "--storage", "16M"]);
     for name in ["first", "second"] {
         expect_clone(&home, name, "mine");
         assert_eq!(exec(name, &format!("cat {SETTING}")), PREPARED);
-        // Nothing else is left of the program, and the image is the container's own.
+        // Nothing else is left of the program.
         assert_eq!(exec(name, "ls /left 2>/dev/null; echo done"), "done\n");
         exec(name, "echo kept >/kept");
     }
+    // Nor of the image that was in the drive.
+    let said = exec(
+        "second",
+        "tail -c 2 /other; wc -c </other; grep -c y /other || true",
+    );
+    assert_eq!(said, format!("xx{OTHER_BYTES}\n0\n"));
     let limit = exec("second", "cat /sys/fs/cgroup/memory.max");
     assert_eq!(limit, format!("{}\n", 32 << 20));
     for file in ["boot_id", "uuid"] {
@@ -179,7 +206,11 @@ fn template_when_it_cannot_be_used_then_nothing_boots_and_a_sentence_says_why() 
     file.set_len(1000).expect("truncate");
     let (_, said) = home.expect_code(125, &run(&["mine"]));
     note(said.trim_end());
-    assert!(said.contains("is damaged"), "{said}");
+    let words = "cannot be restored from the template mine: ";
+    assert!(
+        said.contains(words) && said.contains("state.json is not"),
+        "{said}"
+    );
     // It is not for us to remove it, nor to do without.
     assert_eq!(kept(&home).0, "mine\n");
     assert_eq!(templates(&home), (vec![], vec![]));

@@ -77,7 +77,7 @@ impl<'a> Bench<'a> {
     }
 
     /// The folder with them.
-    pub fn folder(&self) -> &Path {
+    pub fn sandbox(&self) -> &Path {
         &self.files.sandbox
     }
 
@@ -214,11 +214,9 @@ impl<'a> Bench<'a> {
                     "the restored guest does not answer".to_owned(),
                 ));
             }
-            match self.wait(machine, None, Instant::now() + ASK_AGAIN)? {
-                Waited::MachineEnded => {
-                    return Err(self.ended(machine, "it ended while it was restored"));
-                }
-                _ => {}
+            let again = Instant::now() + ASK_AGAIN;
+            if self.wait(machine, None, again)? == Waited::MachineEnded {
+                return Err(self.ended(machine, "it ended while it was restored"));
             }
         }
     }

@@ -95,7 +95,7 @@ fn make(
     clock::set(&agent)?;
     wait_idle(&machine, |until| bench.wait(&machine, None, until))?;
     let request = Request {
-        directory: bench.folder(),
+        directory: bench.sandbox(),
         // It is ended when it is in place.
         stop: false,
         paused: false,
