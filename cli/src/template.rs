@@ -23,6 +23,10 @@ use crate::values::{parse_bytes, parse_cpus};
 #[derive(Subcommand)]
 pub enum Command {
     /// Boot a VM, have a program prepare it, and keep it for containers to begin in
+    ///
+    /// The program runs as root in the VM, with all rights there: what it changes of the kernel's settings is so in
+    /// each container that begins in the template. Its files and processes are gone when it ends. Without an image the
+    /// VM is kept as it has booted.
     Create(CreateArgs),
     /// List templates
     #[command(visible_alias = "list")]
@@ -34,10 +38,6 @@ pub enum Command {
 }
 
 /// Boot a VM, have a program prepare it, and keep it for containers to begin in.
-///
-/// The program runs as root in the VM, with all rights there: what it changes of the kernel's settings is so in each
-/// container that begins in the template. Its files and processes are gone when it ends. Without an image the VM is
-/// kept as it has booted.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

@@ -1,5 +1,5 @@
-//! Where snapshots are kept, and containers' checkpoints: a folder for each, by its name, and a lock beside it. Whoever restores from one shares
-//! the lock until the VMM has it open; whoever makes or removes one has it alone.
+//! Where snapshots are kept, containers' checkpoints and templates of the user's own: a folder for each, by its name, and a lock
+//! beside it. Whoever restores from one shares the lock until the VMM has it open; whoever makes or removes one has it alone.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
