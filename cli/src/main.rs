@@ -11,6 +11,7 @@ mod output;
 mod restore;
 mod snapshot;
 mod system;
+mod template;
 mod terminal;
 mod values;
 
@@ -64,6 +65,9 @@ enum Command {
     Snapshot(snapshot::Command),
     /// Go on with a microVM from a snapshot
     Restore(restore::RestoreArgs),
+    /// Make VMs that containers begin in, with `run --template`
+    #[command(subcommand)]
+    Template(Box<template::Command>),
     /// Run the same image both ways, measure what each costs, and show what each keeps apart
     Compare(Box<compare::CompareArgs>),
     /// Say what this host can do, what is missing, and what to do about it
@@ -129,6 +133,9 @@ fn main() -> ExitCode {
         Command::Restore(args) => engine()
             .map_err(Into::into)
             .and_then(|engine| restore::run(&args, &engine, started)),
+        Command::Template(command) => engine()
+            .map_err(Into::into)
+            .and_then(|engine| template::run(&command, &engine)),
         Command::Compare(args) => engine()
             .map_err(Into::into)
             .and_then(|engine| compare::run(&engine, cli.root.as_deref(), &args)),

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use bulkhead_engine::Engine;
-use bulkhead_engine::snapshots::{Listed, Request};
+use bulkhead_engine::snapshots::{Listed, Request, Snapshot};
+use bulkhead_engine::{Engine, Error};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -79,7 +79,7 @@ pub fn run(command: &Command, engine: &Engine) -> Outcome {
         Command::Create(args) => create(engine, args),
         Command::Ls(args) => list(engine, args),
         Command::Inspect(args) => inspect(engine, args),
-        Command::Rm(args) => remove(engine, args),
+        Command::Rm(args) => remove_each(&args.names, |name| engine.snapshots().remove(name)),
     }
 }
 
@@ -100,18 +100,18 @@ fn create(engine: &Engine, args: &CreateArgs) -> Outcome {
 fn list(engine: &Engine, args: &LsArgs) -> Outcome {
     let snapshots = engine.snapshots().list()?;
     let rows: Vec<Value> = snapshots.iter().map(row).collect();
-    print_rows(&args.format, &rows, || {
-        let columns = [
-            ("NAME", "Name"),
-            ("CREATED", "Created"),
-            ("CPUS", "Cpus"),
-            ("MEMORY", "Memory"),
-            ("SIZE", "Size"),
-        ];
-        Table::of(&columns, &rows)
-    })?;
+    print_rows(&args.format, &rows, || Table::of(&COLUMNS, &rows))?;
     Ok(0)
 }
+
+/// The columns of a list of snapshots.
+pub const COLUMNS: [(&str, &str); 5] = [
+    ("NAME", "Name"),
+    ("CREATED", "Created"),
+    ("CPUS", "Cpus"),
+    ("MEMORY", "Memory"),
+    ("SIZE", "Size"),
+];
 
 /// A snapshot in a list. One that cannot be read is listed all the same: it can be removed.
 pub fn row(snapshot: &Listed) -> Value {
@@ -130,25 +130,30 @@ pub fn row(snapshot: &Listed) -> Value {
 fn inspect(engine: &Engine, args: &InspectArgs) -> Outcome {
     let mut found = Vec::new();
     for name in &args.names {
-        let snapshot = engine.snapshots().open(name)?;
-        let state = snapshot.state()?;
-        let mut value = json!(snapshot.record);
-        value["name"] = json!(name);
-        value["folder"] = json!(snapshot.folder());
-        value["config"] = json!(state.config);
-        value["added"] = json!(state.added);
-        found.push(value);
+        found.push(describe(&engine.snapshots().open(name)?)?);
     }
     print_values(args.format.as_ref(), &found)?;
     Ok(0)
 }
 
-fn remove(engine: &Engine, args: &RmArgs) -> Outcome {
+/// Everything about a snapshot.
+pub fn describe(snapshot: &Snapshot) -> Result<Value, Error> {
+    let state = snapshot.state()?;
+    let mut value = json!(snapshot.record);
+    value["name"] = json!(snapshot.name);
+    value["folder"] = json!(snapshot.folder());
+    value["config"] = json!(state.config);
+    value["added"] = json!(state.added);
+    Ok(value)
+}
+
+/// Has all of these removed that can be, and prints their names.
+pub fn remove_each(names: &[String], remove: impl Fn(&str) -> Result<(), Error>) -> Outcome {
     let mut code = 0;
-    for name in &args.names {
-        match engine.snapshots().remove(name) {
+    for name in names {
+        match remove(name) {
             Ok(()) => println!("{name}"),
-            Err(e) if args.names.len() == 1 => return Err(e.into()),
+            Err(e) if names.len() == 1 => return Err(e.into()),
             Err(e) => {
                 eprintln!("bulkhead: {}", crate::with_causes(&e));
                 code = 1;

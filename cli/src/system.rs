@@ -20,7 +20,7 @@ use crate::output::{Format, Table, print_rows, time};
 pub enum Command {
     /// Show what images, containers, templates and snapshots take on the disk
     Df(DfArgs),
-    /// Remove containers that are not running, templates, and images that nothing uses
+    /// Remove containers that are not running, templates but your own, and images that nothing uses
     Prune(PruneArgs),
 }
 
@@ -32,7 +32,8 @@ pub struct DfArgs {
     format: Format,
 }
 
-/// Remove containers that are not running, templates of virtual machines, and images that nothing uses.
+/// Remove containers that are not running, templates of virtual machines that `run` has made, and images that nothing
+/// uses.
 #[derive(Args)]
 pub struct PruneArgs {
     /// Also images that have a name
@@ -79,6 +80,7 @@ fn df(engine: &Engine, args: &DfArgs) -> Outcome {
         })
     };
     let templates = engine.templates().list()?;
+    let own = engine.own_templates().list()?;
     let snapshots = engine.snapshots().list()?;
     let unused = all.difference(&used).count();
     let layers = bytes_in(&store.root().join("blobs"));
@@ -105,12 +107,13 @@ fn df(engine: &Engine, args: &DfArgs) -> Outcome {
             size_of(&every),
             Some(size_of(&idle)),
         ),
-        // A clone keeps what it has of a template, whatever becomes of that.
+        // A clone keeps what it has of a template, whatever becomes of that. Nothing but `template rm` removes the
+        // user's own.
         row(
             "Templates",
-            templates.len(),
+            templates.len() + own.len(),
             0,
-            bytes_of(&templates),
+            bytes_of(&templates) + own.iter().map(|template| template.bytes).sum::<u64>(),
             Some(bytes_of(&templates)),
         ),
         // They are the user's own: nothing but `snapshot rm` removes them.

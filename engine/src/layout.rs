@@ -4,6 +4,8 @@ use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::error::Error;
+
 /// The longest path of a Unix socket, in bytes (`sun_path` without its terminator).
 const MAX_SOCKET_PATH: usize = 107;
 /// The longest name of a file in a sandbox's folder that is a socket.
@@ -91,6 +93,11 @@ impl Layout {
             .unwrap_or_else(|| self.root.join("templates"))
     }
 
+    /// The templates that the user has made, by their names. No other root has them.
+    pub fn own_templates(&self) -> PathBuf {
+        self.root.join("own-templates")
+    }
+
     /// The snapshots that the user has taken, by their names.
     pub fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")
@@ -123,10 +130,16 @@ impl Layout {
         self.sandboxes().join(short(id))
     }
 
-    /// Whether sockets in a sandbox's folder have paths that are short enough.
-    pub fn has_room_for_sockets(&self) -> bool {
+    /// Fails if sockets in a sandbox's folder have paths that are too long.
+    pub(crate) fn check_room_for_sockets(&self) -> Result<(), Error> {
         let longest = self.sandbox(&"0".repeat(64)).join(LONGEST_SOCKET);
-        longest.as_os_str().len() <= MAX_SOCKET_PATH
+        match longest.as_os_str().len() <= MAX_SOCKET_PATH {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!(
+                "the path of {} is too long for sockets in it: choose a root with a shorter one",
+                self.root.display()
+            ))),
+        }
     }
 }
 
@@ -141,8 +154,11 @@ mod tests {
 
     #[test]
     fn sockets_fit_under_the_systems_root_and_a_temporary_folder_but_not_everywhere() {
-        let fits = |root: &str| Layout::under(Path::new(root)).map(|l| l.has_room_for_sockets());
-        assert_eq!(fits("/tmp/bulkhead-test-a1B2c3").ok(), Some(true));
-        assert_eq!(fits(&format!("/{}", "x".repeat(90))).ok(), Some(false));
+        let fits = |root: &str| {
+            let layout = Layout::under(Path::new(root)).expect("layout");
+            layout.check_room_for_sockets().is_ok()
+        };
+        assert!(fits("/tmp/bulkhead-test-a1B2c3"));
+        assert!(!fits(&format!("/{}", "x".repeat(90))));
     }
 }

@@ -61,7 +61,7 @@ pub const AGENT_SERIAL: &str = "agent";
 pub const SPARE_SLOTS: usize = 7;
 /// The drive of a template that its clones have their image in: a disk that is put into a drive costs the guest's kernel a
 /// tenth of one that is new to it.
-const IMAGE_DRIVE: usize = 1;
+pub const IMAGE_DRIVE: usize = 1;
 
 /// The Unix sockets of a machine.
 pub struct Sockets {
@@ -177,6 +177,17 @@ pub fn describe_template(machine: Machine, sockets: &Sockets) -> Result<VmConfig
     Ok(template)
 }
 
+/// What is different in a template's machine that goes on without the image that was in its drive.
+pub fn describe_emptied(sockets: &Sockets) -> RestoreConfig {
+    RestoreConfig {
+        emptied_disks: vec![IMAGE_DRIVE],
+        vsock: Some(sockets.device(FIRST_CID)),
+        control_socket: Some(sockets.control.clone()),
+        verify: Verify::AfterReboot,
+        ..RestoreConfig::default()
+    }
+}
+
 /// How many devices the machine of a container has that a template has not.
 pub fn devices(config: &Config, files: &Files, volumes: &Attached) -> usize {
     disks(config, files, volumes).len() - 1 + volumes.shares.len()
@@ -200,6 +211,7 @@ pub fn describe_clone(
         vsock: Some(sockets.device(cid)),
         control_socket: Some(sockets.control.clone()),
         verify: Verify::AfterReboot,
+        ..RestoreConfig::default()
     };
     // They come behind the template's own.
     let first = describe_template(config.machine, &sockets)?.virtio_devices();

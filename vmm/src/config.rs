@@ -90,6 +90,9 @@ pub struct RestoreConfig {
     /// those that were added to it when it was itself restored behind them.
     #[serde(default)]
     pub replaced_disks: BTreeMap<usize, PathBuf>,
+    /// Disks that are taken out, by their numbers: what is left of each is an empty drive.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub emptied_disks: Vec<usize>,
     /// The socket device's address and sockets. Needed if the snapshot has such a device.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,

@@ -117,6 +117,7 @@ fn describe(engine: &Engine, entry: &Entry) -> Value {
         "Sandbox": {
             "Cpus": is_vm.then_some(config.machine.cpus),
             "MemoryMiB": is_vm.then_some(config.machine.memory_mib),
+            "Template": config.template,
             "Disk": config.disk,
             "StorageBytes": match config.upper {
                 Upper::Memory => None,

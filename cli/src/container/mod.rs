@@ -15,7 +15,7 @@ mod run;
 mod start;
 mod stats;
 mod stay;
-mod streams;
+pub(crate) mod streams;
 mod top;
 mod volumes;
 

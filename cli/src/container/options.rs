@@ -106,6 +106,9 @@ pub struct ContainerArgs {
     /// Boot the VM, rather than restore it from a template
     #[arg(long)]
     pub cold: bool,
+    /// Begin in a clone of this template of your own (see `bulkhead template create`)
+    #[arg(long, value_name = "TEMPLATE", conflicts_with = "cold")]
+    pub template: Option<String>,
     /// When to pull the image
     #[arg(long, value_enum, default_value_t = Policy::Missing)]
     pub pull: Policy,
@@ -147,6 +150,12 @@ impl ContainerArgs {
     /// What the engine is asked for.
     pub fn to_options(&self) -> Result<Options, String> {
         self.refuse_what_is_too_little()?;
+        if self.template.is_some() && self.isolation() == Isolation::Container {
+            return Err(
+                "--template is for a VM, and --isolation container has none: leave one of them out"
+                    .to_owned(),
+            );
+        }
         let mut no_new_privileges = false;
         let mut system_calls = SystemCalls::default();
         for option in &self.security_opt {

@@ -81,6 +81,12 @@ fn make(
     args: &ContainerArgs,
 ) -> Result<(New, Signals), Box<dyn std::error::Error>> {
     let options = args.to_options()?;
+    let limits = args.limits();
+    let machine = match &args.template {
+        None => Machine::for_limits(limits.0, limits.1),
+        // What is wrong with it is better known before an image is pulled.
+        Some(name) => engine.own_templates().open(name)?.machine_for(limits)?,
+    };
     let store = engine.store()?;
     let lease = store.lease()?;
     let (image, disk) = obtain(
@@ -94,7 +100,6 @@ fn make(
     let id = engine.new_id()?;
     let image_config = image.config.config().clone().unwrap_or_default();
     let labels = image_config.labels().clone().unwrap_or_default();
-    let (cpus, memory) = args.limits();
     let config = Config {
         spec: spec::build(&id, &image.config, &options)?,
         id,
@@ -111,8 +116,9 @@ fn make(
         isolation: args.isolation(),
         upper: args.upper(),
         volumes: args.volumes()?,
-        machine: Machine::for_limits(cpus, memory),
+        machine,
         cold: args.cold,
+        template: args.template.clone(),
         stdin: args.interactive || args.tty,
         init: args.init,
         auto_remove: args.rm,

@@ -23,6 +23,7 @@ use crate::layout::Layout;
 use crate::record::{Config, Files, State};
 use crate::snapshots::Snapshots;
 use crate::templates::Templates;
+use crate::templates::own::OwnTemplates;
 
 /// All containers under one root, and what can be done with them.
 #[derive(Debug, Clone)]
@@ -71,6 +72,11 @@ impl Engine {
     /// The virtual machines that others are restored from.
     pub fn templates(&self) -> Templates {
         Templates::of(&self.layout)
+    }
+
+    /// Those that the user has made, under names.
+    pub fn own_templates(&self) -> OwnTemplates {
+        OwnTemplates::of(&self.layout)
     }
 
     /// The snapshots that the user has taken.

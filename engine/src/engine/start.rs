@@ -73,12 +73,7 @@ impl Engine {
     }
 
     fn launch(&self, entry: &Entry, lock: File, start: Start) -> Result<Started, Error> {
-        if !self.layout.has_room_for_sockets() {
-            return Err(Error::Invalid(format!(
-                "the path of {} is too long for sockets in it: choose a root with a shorter one",
-                self.layout.root().display()
-            )));
-        }
+        self.layout.check_room_for_sockets()?;
         let is_on_host = entry.config.isolation == Isolation::Container;
         if is_on_host && is_rootless(Isolation::Container) != entry.config.tree.is_some() {
             return Err(Error::Invalid(format!(

@@ -11,6 +11,7 @@ mod events;
 pub(crate) mod machine;
 mod message;
 mod output;
+mod own;
 mod request;
 mod sandbox;
 pub(crate) mod starting;

@@ -402,6 +402,15 @@ struct Up {
 /// The container's virtual machine: restored if that is wanted and can be done, else booted.
 fn machine(starting: &Starting<'_>, volumes: &mut Attached) -> Result<Up, Error> {
     let turn = || starting.turn().map_err(Obstacle::into_error);
+    if let Some(own) = &starting.config.template {
+        let turn = turn()?;
+        let (machine, talk) = starting.restore_own(volumes, own)?;
+        return Ok(Up {
+            machine,
+            turn,
+            talk: Some(talk),
+        });
+    }
     if templates::is_wanted(starting.config) {
         // Before its turn: whoever makes the template has none, and must not have to wait for those who wait for it.
         let template = starting.template(volumes);

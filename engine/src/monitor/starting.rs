@@ -167,7 +167,7 @@ pub fn record_processes(files: &Files, pid: u32) -> Result<(), Error> {
 }
 
 /// Reads the agent's line, which a hostile guest may never end.
-fn read_ready(listener: &UnixListener, limit: Duration) -> Result<(), Obstacle> {
+pub fn read_ready(listener: &UnixListener, limit: Duration) -> Result<(), Obstacle> {
     let line = listener.accept().and_then(|(stream, _)| {
         stream.set_read_timeout(Some(limit))?;
         let mut line = String::new();

@@ -34,16 +34,7 @@ impl Starting<'_> {
         volumes: &Attached,
         template: Template,
     ) -> Result<(Machine, Conversation), Obstacle> {
-        let cid = random_cid()?;
-        let clone = vm::describe_clone(self.config, self.files, volumes, cid);
-        let (document, windows) = clone.map_err(Error::from)?;
-        let snapshot = template.snapshot();
-        let launch = Launch {
-            restore: Some(&snapshot),
-            console: &self.files.console(),
-            complaints: &self.files.complaints(),
-        };
-        let mut machine = self.watch_vmm(launch.start(&document)?)?;
+        let (mut machine, windows) = self.clone_of(volumes, &template.snapshot())?;
         match self.wake(&mut machine, windows, boot_limit() / PART_OF_BOOT) {
             Ok(talk) => Ok((machine, talk)),
             Err(obstacle) => {
@@ -61,14 +52,38 @@ impl Starting<'_> {
         }
     }
 
-    /// The template of this container's machine, made if it is not there.
-    pub fn template(&self, volumes: &Attached) -> Result<Template, Obstacle> {
+    /// Begins to restore the container's machine from a template's snapshot. What it has that the template has not is
+    /// in the windows that are returned.
+    pub(super) fn clone_of(
+        &self,
+        volumes: &Attached,
+        snapshot: &Path,
+    ) -> Result<(Machine, Vec<u32>), Obstacle> {
+        let cid = random_cid()?;
+        let clone = vm::describe_clone(self.config, self.files, volumes, cid);
+        let (document, windows) = clone.map_err(Error::from)?;
+        let launch = Launch {
+            restore: Some(snapshot),
+            console: &self.files.console(),
+            complaints: &self.files.complaints(),
+        };
+        Ok((self.watch_vmm(launch.start(&document)?)?, windows))
+    }
+
+    /// Fails if the container has more than a clone has room for.
+    pub(super) fn check_devices(&self, volumes: &Attached) -> Result<(), Obstacle> {
         let devices = vm::devices(self.config, self.files, volumes);
         if devices > SPARE_SLOTS {
             return Err(Obstacle::Failed(format!(
                 "it has {devices} devices of its own, and a clone has room for {SPARE_SLOTS}"
             )));
         }
+        Ok(())
+    }
+
+    /// The template of this container's machine, made if it is not there.
+    pub fn template(&self, volumes: &Attached) -> Result<Template, Obstacle> {
+        self.check_devices(volumes)?;
         let templates = Templates::of(self.layout);
         let key = Ingredients::of(self.config.machine)?.key()?;
         let until = Instant::now() + 2 * boot_limit();

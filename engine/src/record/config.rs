@@ -43,6 +43,9 @@ pub struct Config {
     /// Whether its machine boots even if it could be restored from a template.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cold: bool,
+    /// The template of the user's own that its machine is restored from. It neither boots nor has another one then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
     /// Whether its standard input is a stream.
     pub stdin: bool,
     /// Whether its first process is one that reaps, and its program that one's child.

@@ -1,5 +1,5 @@
 //! Snapshots that the user has taken of virtual machines of `bulkhead boot`, and what it takes to go on from one.
-//! Checkpoints of containers are kept in the same way.
+//! Checkpoints of containers and templates of the user's own are kept in the same way.
 //!
 //! - [`record`] is `snapshot.json`: what we know of one beside what the VMM has written;
 //! - [`store`] is where they are kept, by their names;
@@ -14,6 +14,7 @@ mod take;
 mod wake;
 
 pub use record::{Disk, FORMAT, Record, Stamp};
+pub(crate) use store::Reserved;
 pub use store::{Listed, Snapshot, Snapshots};
 pub use take::Request;
 pub use wake::wake;

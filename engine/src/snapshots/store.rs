@@ -1,5 +1,5 @@
-//! Where snapshots are kept, and containers' checkpoints: a folder for each, by its name, and a lock beside it. Whoever restores from one shares
-//! the lock until the VMM has it open; whoever makes or removes one has it alone.
+//! Where snapshots are kept, containers' checkpoints and templates of the user's own: a folder for each, by its name, and a lock
+//! beside it. Whoever restores from one shares the lock until the VMM has it open; whoever makes or removes one has it alone.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -120,6 +120,17 @@ impl Snapshots {
         }
     }
 
+    /// Templates of virtual machines that the user has made, under this layout.
+    pub(crate) fn of_templates(layout: &Layout) -> Self {
+        Snapshots {
+            folder: layout.own_templates(),
+            words: Words {
+                noun: "template",
+                list: "bulkhead template ls".to_owned(),
+            },
+        }
+    }
+
     /// Fails if none can be kept under this name.
     pub fn check_free(&self, name: &str) -> Result<(), Error> {
         self.check_name(name)?;
@@ -134,30 +145,21 @@ impl Snapshots {
 
     /// Takes a snapshot of a running machine and keeps it under a name that is free.
     pub fn create(&self, name: &str, request: &Request<'_>) -> Result<(), Error> {
+        self.reserve(name)?.fill(request, &|_| Ok(()))
+    }
+
+    /// Takes a name that is free, so that nobody else takes it meanwhile.
+    pub(crate) fn reserve(&self, name: &str) -> Result<Reserved<'_>, Error> {
         self.check_name(name)?;
         make_folder(&self.folder)?;
         self.sweep()?;
-        let _lock = self.alone(name)?;
+        let lock = self.alone(name)?;
         self.check_free(name)?;
-        let folder = self.folder.join(name);
-        let unfinished = self.unfinished(name)?;
-        let put_in_place = || {
-            // What a machine that loses its power leaves must not be taken for whole.
-            sync(&unfinished)
-                .and_then(|()| fs::rename(&unfinished, &folder))
-                .and_then(|()| File::open(&self.folder)?.sync_all())
-                .map_err(cannot(format!(
-                    "keep the {} {}",
-                    self.words.noun,
-                    folder.display()
-                )))
-        };
-        let taken = take::take(request, &unfinished, &put_in_place);
-        if taken.is_err() {
-            let _ = fs::remove_dir_all(&unfinished); // else swept later
-            let _ = fs::remove_file(self.lock(name));
-        }
-        taken
+        Ok(Reserved {
+            snapshots: self,
+            name: name.to_owned(),
+            _lock: lock,
+        })
     }
 
     /// Finds a snapshot.
@@ -282,6 +284,59 @@ impl Snapshots {
         names::random(&mut number).map_err(cannot(self.words.to("make")))?;
         let number = u32::from_le_bytes(number);
         Ok(self.folder.join(format!("{UNFINISHED}{name}.{number:08x}")))
+    }
+}
+
+/// A name that nobody else can take. Dropped, it is free again if there is nothing under it.
+#[derive(Debug)]
+pub(crate) struct Reserved<'a> {
+    snapshots: &'a Snapshots,
+    name: String,
+    _lock: File,
+}
+
+impl Reserved<'_> {
+    /// A path for what is needed only meanwhile: what a killed process leaves there is swept with the rest.
+    pub(crate) fn scratch(&self) -> Result<PathBuf, Error> {
+        self.snapshots.unfinished(&self.name)
+    }
+
+    /// Takes a snapshot of a running machine and keeps it under this name. `add` can put more into its folder
+    /// before that.
+    pub(crate) fn fill(
+        self,
+        request: &Request<'_>,
+        add: &dyn Fn(&Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let snapshots = self.snapshots;
+        let folder = snapshots.folder.join(&self.name);
+        let unfinished = self.scratch()?;
+        let put_in_place = || {
+            add(&unfinished)?;
+            // What a machine that loses its power leaves must not be taken for whole.
+            sync(&unfinished)
+                .and_then(|()| fs::rename(&unfinished, &folder))
+                .and_then(|()| File::open(&snapshots.folder)?.sync_all())
+                .map_err(cannot(format!(
+                    "keep the {} {}",
+                    snapshots.words.noun,
+                    folder.display()
+                )))
+        };
+        let taken = take::take(request, &unfinished, &put_in_place);
+        if taken.is_err() {
+            let _ = fs::remove_dir_all(&unfinished); // else swept later
+        }
+        taken
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        // One under which something is kept has its lock for whoever uses that.
+        if fs::symlink_metadata(self.snapshots.folder.join(&self.name)).is_err() {
+            let _ = fs::remove_file(self.snapshots.lock(&self.name));
+        }
     }
 }
 

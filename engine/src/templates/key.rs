@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use bulkhead_image::Digest;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::artifacts::Artifact;
 use crate::error::{Error, cannot};
@@ -14,7 +14,7 @@ use crate::record::Machine;
 use crate::vm::{CMDLINE, SPARE_SLOTS};
 
 /// Counted up when templates are made in another way.
-const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 3;
 /// Hexadecimal digits of a key: short enough for a name, and no two alike.
 const DIGITS: usize = 32;
 
@@ -34,15 +34,11 @@ pub struct Ingredients {
 impl Ingredients {
     /// Those of a machine of this shape, here and now.
     pub fn of(machine: Machine) -> Result<Self, Error> {
-        let identity = |artifact: Artifact| {
-            let path = artifact.find()?;
-            Identity::of(&path).map_err(cannot(format!("look at {}", path.display())))
-        };
         Ok(Ingredients {
             format: FORMAT,
-            kernel: identity(Artifact::Kernel)?,
-            agent: identity(Artifact::AgentImage)?,
-            vmm: identity(Artifact::Vmm)?,
+            kernel: Identity::of_artifact(Artifact::Kernel)?,
+            agent: Identity::of_artifact(Artifact::AgentImage)?,
+            vmm: Identity::of_artifact(Artifact::Vmm)?,
             machine,
             cmdline: CMDLINE.to_owned(),
             spare_slots: SPARE_SLOTS,
@@ -66,8 +62,8 @@ pub fn is_key(name: &str) -> bool {
 
 /// A file as it is now: one that was written to, or replaced, is another. To read it all would cost a start more
 /// than it saves.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Identity {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -76,7 +72,13 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(path: &Path) -> io::Result<Self> {
+    /// That of a part of Bulkhead, where it is found now.
+    pub fn of_artifact(artifact: Artifact) -> Result<Self, Error> {
+        let path = artifact.find()?;
+        Identity::of(&path).map_err(cannot(format!("look at {}", path.display())))
+    }
+
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
         let metadata = fs::metadata(path)?;
         Ok(Identity {
             device: metadata.dev(),

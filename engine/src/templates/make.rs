@@ -82,7 +82,7 @@ fn make_with(starting: &Starting<'_>, folder: &Path, sockets: &Sockets) -> Resul
     let agent = Agent::at(&sockets.api);
     rehearse(&agent)?;
     clock::set(&agent)?;
-    wait_idle(starting, &machine)?;
+    wait_idle(&machine, |until| starting.wait(Some(&machine), None, until))?;
     snapshot(starting, &mut machine, folder, sockets)?;
     let asked = http::ask(&sockets.control, "PUT", "/v1/shutdown", "", CONTROL_LIMIT);
     // It has nothing to lose, and is killed if it does not answer.
@@ -93,7 +93,7 @@ fn make_with(starting: &Starting<'_>, folder: &Path, sockets: &Sockets) -> Resul
 /// Has the agent make a container and delete it, and the first process of the next one, so that clones have in memory what that takes: code is read from
 /// the disk when it is first used, and control groups are set up for the first container. Its program is nowhere to
 /// be found: nothing has run that could know anything.
-fn rehearse(agent: &Agent) -> Result<(), Error> {
+pub fn rehearse(agent: &Agent) -> Result<(), Error> {
     let options = Options {
         command: vec![format!("/{REHEARSAL}")],
         ..Options::default()
@@ -149,12 +149,15 @@ fn play(
     Ok(())
 }
 
-/// Waits until the guest has done all that it had begun.
-fn wait_idle(starting: &Starting<'_>, machine: &Machine) -> Result<(), Obstacle> {
+/// Waits, by `wait`, until the guest has done all that it had begun.
+pub fn wait_idle<E>(
+    machine: &Machine,
+    mut wait: impl FnMut(Instant) -> Result<Waited, E>,
+) -> Result<(), E> {
     let limit = Instant::now() + IDLE_LIMIT;
     let mut before = machine.ticks();
     while Instant::now() < limit {
-        if starting.wait(Some(machine), None, Instant::now() + IDLE_FOR)? == Waited::MachineEnded {
+        if wait(Instant::now() + IDLE_FOR)? == Waited::MachineEnded {
             break;
         }
         let now = machine.ticks();

@@ -1,9 +1,11 @@
 //! Templates: virtual machines that have booted once, of which those of containers are clones. What they are made
 //! of is in [`key`], where they are kept in [`store`], how one is made in [`mod@make`]; the monitor restores them.
+//! Those that the user makes, under names, are in [`own`].
 
 mod clock;
 mod key;
 mod make;
+pub mod own;
 mod store;
 
 use std::env;
@@ -21,7 +23,10 @@ const COLD_VARIABLE: &str = "BULKHEAD_COLD";
 
 /// Whether the machine of this container is to be restored from a template.
 pub fn is_wanted(config: &Config) -> bool {
-    let all_cold =
-        env::var_os(COLD_VARIABLE).is_some_and(|value| !value.is_empty() && value != "0");
-    config.isolation == Isolation::Vm && WARM_BY_DEFAULT && !config.cold && !all_cold
+    config.isolation == Isolation::Vm && WARM_BY_DEFAULT && !config.cold && !are_all_cold()
+}
+
+/// Whether the environment has all machines boot.
+pub(crate) fn are_all_cold() -> bool {
+    env::var_os(COLD_VARIABLE).is_some_and(|value| !value.is_empty() && value != "0")
 }

@@ -27,6 +27,7 @@ mod rootless;
 mod run;
 mod signals;
 mod snapshot;
+mod template;
 mod terminal;
 mod volumes;
 mod vsock;

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// The folders of the templates that are there, and of those that are being made.
-fn templates(home: &Home) -> (Vec<PathBuf>, Vec<PathBuf>) {
+pub fn templates(home: &Home) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let entries = fs::read_dir(home.root().join("templates"));
     let folders = entries.into_iter().flatten().flatten().map(|e| e.path());
     folders

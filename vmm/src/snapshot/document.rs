@@ -180,10 +180,13 @@ impl State {
         }
         let mut added_disks = self.added.disks.clone();
         // Those of the next snapshot are where they are now.
-        for (index, path) in std::mem::take(&mut wanted.replaced_disks) {
+        let replaced = std::mem::take(&mut wanted.replaced_disks).into_iter();
+        let emptied = std::mem::take(&mut wanted.emptied_disks).into_iter();
+        let replaced = replaced.map(|(index, path)| (index, Some(path)));
+        for (index, path) in replaced.chain(emptied.map(|index| (index, None))) {
             let mut disks = config.disks.iter_mut().chain(&mut added_disks);
             match disks.nth(index) {
-                Some(disk) => disk.path = Some(path),
+                Some(disk) => disk.path = path,
                 None => {
                     let count = config.disks.len() + added_disks.len();
                     return refused(format!("it has no disk {index}, only {count} from 0 on"));
@@ -295,6 +298,21 @@ mod tests {
         state
             .restored_config(both)
             .expect_err("it is not of the snapshot");
+    }
+
+    #[test]
+    fn disk_when_it_is_taken_out_leaves_an_empty_drive() {
+        let state = state(&["a", "b"], &[]);
+        let emptied = |index| RestoreConfig {
+            emptied_disks: vec![index],
+            ..RestoreConfig::default()
+        };
+        let (config, added) = state.restored_config(emptied(1)).expect("restored");
+        assert_eq!(config.disks.len(), 2);
+        assert_eq!(paths(&config.disks), ["a"]);
+        assert!(added.emptied_disks.is_empty());
+        let refused = state.restored_config(emptied(2)).expect_err("no such disk");
+        assert!(refused.to_string().contains("no disk 2"), "{refused}");
     }
 
     #[test]

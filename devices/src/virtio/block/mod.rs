@@ -98,8 +98,8 @@ pub struct Block {
     interrupt: Option<Arc<Interrupt>>,
     /// First of these two, because what is in flight ends before the engine does.
     active: Option<Active>,
-    /// It was restored, and the driver has still to be told that there is a disk now.
-    was_empty: bool,
+    /// It was restored, and the driver has still to be told that there is a disk now, or none any more.
+    has_changed: bool,
     host: Host,
 }
 
@@ -138,7 +138,7 @@ impl Block {
             config: config_space(&disk),
             interrupt: None,
             active: None,
-            was_empty: false,
+            has_changed: false,
             host: Host {
                 disk,
                 engine,
@@ -187,8 +187,8 @@ impl Block {
     /// Whether the guest can go on with this disk as if it were the one that `was`.
     fn check_same(&self, was: &OwnState) -> Result<(), String> {
         let is = self.own_state();
-        // Any disk can be put into an empty drive.
-        if is.capacity != was.capacity && was.capacity != 0 {
+        // Any disk can be put into an empty drive, and taken out.
+        if is.capacity != was.capacity && is.capacity != 0 && was.capacity != 0 {
             return Err(format!(
                 "it has {} bytes and had {}; give it the disk it had",
                 self.host.disk.size,
@@ -279,7 +279,7 @@ impl VirtioDevice for Block {
             device: self.name.clone(),
             what,
         })?;
-        self.was_empty = own.capacity != self.own_state().capacity;
+        self.has_changed = own.capacity != self.own_state().capacity;
         match activation {
             Some(activation) => self
                 .activate(activation)
@@ -289,7 +289,7 @@ impl VirtioDevice for Block {
     }
 
     fn restart(&mut self) {
-        if std::mem::take(&mut self.was_empty)
+        if std::mem::take(&mut self.has_changed)
             && let Some(interrupt) = &self.interrupt
         {
             interrupt.signal_config();

@@ -143,7 +143,7 @@ fn disk_that_is_another_is_refused() {
 }
 
 #[test]
-fn drive_that_was_empty_tells_of_the_disk_that_is_put_into_it() {
+fn drive_tells_of_the_disk_that_is_put_into_it_and_taken_out() {
     let open = |path| {
         Block::open(BlockConfig {
             path,
@@ -181,6 +181,13 @@ fn drive_that_was_empty_tells_of_the_disk_that_is_put_into_it() {
     driver.transport.restart();
     assert_eq!(driver.read(CAPACITY), 2048);
     assert_ne!(driver.read(CONFIG_GENERATION), generation);
+    assert_ne!(driver.read(INTERRUPT_STATUS) & 2, 0);
+
+    // It is taken out again.
+    let state = driver.save();
+    driver.move_to(open(None), &state).unwrap();
+    driver.transport.restart();
+    assert_eq!(driver.read(CAPACITY), 0);
     assert_ne!(driver.read(INTERRUPT_STATUS) & 2, 0);
 
     // Whoever goes on without one has not had a disk taken away.
