@@ -85,7 +85,7 @@ impl Preparation {
             terminal: None,
             init: false,
         })?;
-        let stream = agent.attach(ID, Attach { stdin: false })?;
+        let stream = agent.attach(ID, Attach::KEEPER)?;
         agent.start(ID)?;
         let exit = attendant.follow(stream)?;
         // Also its mounts: only then can its image be taken out.
