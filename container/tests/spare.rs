@@ -36,6 +36,7 @@ fn group() -> PathBuf {
 /// As Docker has it.
 fn usual(command: &str) -> Spec {
     let mut spec = spec(command);
+    give(&mut spec, &["CAP_CHOWN", "CAP_SYS_CHROOT"]);
     let linux = spec.linux.as_mut().unwrap();
     linux.masked_paths = defaults::masked_paths();
     linux.readonly_paths = defaults::readonly_paths();
@@ -121,15 +122,7 @@ fn spare_process_when_made_before_then_the_container_is_the_same_and_nothing_is_
     };
     // Fewer capabilities can be had later, too, and an image need not have the places of the kernel's filesystems.
     let mut fewer = looks.clone();
-    let capabilities = fewer.process.as_mut().unwrap().capabilities.as_mut();
-    let capabilities = capabilities.unwrap();
-    for set in [
-        &mut capabilities.bounding,
-        &mut capabilities.permitted,
-        &mut capabilities.effective,
-    ] {
-        set.retain(|name| name == "CAP_SYS_CHROOT");
-    }
+    give(&mut fewer, &["CAP_CHOWN"]);
     fs::remove_dir(root.path().join("sys")).unwrap();
     for (looks, rootfs) in [(looks, overlay(root.path())), (fewer, unlimited)] {
         let (mut container, pipes) =
@@ -176,7 +169,7 @@ fn spare_process_when_made_before_then_the_container_is_the_same_and_nothing_is_
     // What does not fit gets a process of its own, and the other is gone.
     let mut others = [(); 5].map(|()| usual(LOOK));
     let [less, over, sysctl, shared, more] = &mut others;
-    give(more, &["CAP_SYS_TIME"]);
+    give(more, &["CAP_CHOWN", "CAP_SYS_CHROOT", "CAP_SYS_TIME"]);
     less.linux.as_mut().unwrap().readonly_paths.pop();
     over.mounts.push(mount("/dev/shm", "tmpfs", "size=2m"));
     let sysctls = &mut sysctl.linux.as_mut().unwrap().sysctl;
