@@ -11,15 +11,52 @@ pub fn request(
     path: &str,
     body: Option<&Value>,
 ) -> io::Result<(u16, Value)> {
+    send(&mut stream, method, path, body)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    parse(&answer)
+}
+
+/// The same where the connection may stay open: the answer is read to the end that it tells itself.
+pub fn request_on_open(
+    mut stream: impl Read + Write,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> io::Result<(u16, Value)> {
+    send(&mut stream, method, path, body)?;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    while !is_whole(&answer) {
+        match stream.read(&mut buffer)? {
+            0 => break,
+            n => answer.extend_from_slice(&buffer[..n]),
+        }
+    }
+    parse(&answer)
+}
+
+fn send(stream: &mut impl Write, method: &str, path: &str, body: Option<&Value>) -> io::Result<()> {
     let body = body.map(Value::to_string).unwrap_or_default();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
-    stream.write_all((head + &body).as_bytes())?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    parse(&answer)
+    stream.write_all((head + &body).as_bytes())
+}
+
+/// Whether an answer has its head, and as much behind it as the head says.
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        let is_length = name.eq_ignore_ascii_case("content-length");
+        is_length.then(|| value.trim().parse().ok())?
+    });
+    body.len() >= length.unwrap_or(0)
 }
 
 fn parse(answer: &[u8]) -> io::Result<(u16, Value)> {
@@ -49,5 +86,13 @@ mod tests {
         let (status, body) = parse(b"HTTP/1.1 204 No Content\r\n\r\n").expect("parse");
         assert_eq!((status, body), (204, Value::Null));
         assert!(parse(b"OK 3\n").is_err());
+    }
+
+    #[test]
+    fn is_whole_when_what_the_head_tells_is_there_then_true() {
+        assert!(is_whole(b"HTTP/1.1 204 \r\nConnection: keep-alive\r\n\r\n"));
+        let answer = b"HTTP/1.1 400 \r\nContent-Length: 2\r\n\r\n{}";
+        assert!(is_whole(answer));
+        assert!((0..answer.len()).all(|end| !is_whole(&answer[..end])));
     }
 }

@@ -7,7 +7,11 @@ use std::time::{Duration, Instant};
 
 /// Connects to `port` of the guest whose socket device is at `path`.
 pub fn connect(path: &Path, port: u32, timeout: Duration) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(path)?;
+    lead_to(UnixStream::connect(path)?, port, timeout)
+}
+
+/// Has a connection to a guest's socket device, on which nothing was said yet, lead to `port` of that guest.
+pub fn lead_to(mut stream: UnixStream, port: u32, timeout: Duration) -> io::Result<UnixStream> {
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;

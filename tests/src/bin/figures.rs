@@ -3,8 +3,9 @@
 //! `figures [N] [PART...]` measures N times (5 if not said), and what is quick twice as often. The parts are `boot`, `restored`,
 //! `containers` and `clones`; all but `clones` if none is named, as that fills a small machine. Run by
 //! `make figures`, in both lanes. If `BULKHEAD_FIRECRACKER` names a static `firecracker`, it boots the same kernel
-//! and initramfs, in turn with us.
+//! and initramfs, and restores the same guest, in turn with us.
 
+use std::cell::Cell;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
@@ -13,14 +14,17 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bulkhead_test_guest::REBOOT_PARAMETER;
+use bulkhead_tests::firecracker::{self, Firecracker};
 use bulkhead_tests::home::Home;
 use bulkhead_tests::lane::{Lane, patience};
 use bulkhead_tests::vm::{Restore, Setup, Vm};
-use bulkhead_tests::{artifacts, http, net, process, vsock};
+use bulkhead_tests::{artifacts, http, net, process, socket, vsock};
 use serde_json::{Value, json};
 
 /// The agent's port.
 const API_PORT: u32 = 1024;
+/// After this a guest that was ready has done what it was about to do.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// The figures of one VM, by name, in the unit that the name says.
 type Row = Vec<(&'static str, f64)>;
@@ -65,8 +69,7 @@ fn boots(runs: usize) {
     });
     measure("a one-program initramfs: 1 vCPU, 128 MiB", runs, || {
         let mut row = one_program();
-        if let Some(firecracker) = std::env::var_os("BULKHEAD_FIRECRACKER") {
-            let firecracker = PathBuf::from(firecracker);
+        if let Some(firecracker) = firecracker::binary() {
             row.extend([
                 ("Firecracker, ms", in_firecracker(&firecracker, "")),
                 (
@@ -85,35 +88,93 @@ fn restored(runs: usize) {
     let snapshot = folder.path().join("snapshot");
     let mut vm = Setup::agent().start();
     vm.wait_ready();
+    let described = vm.control("GET", "/v1/vm", None);
+    let cmdline = described["cmdline"].as_str().expect("a command line");
     // What it was about to do after it was ready is done.
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(SETTLED);
     let start = Instant::now();
     vm.snapshot(&snapshot);
     let took = ms(start.elapsed());
     drop(vm);
     let kib = fs::metadata(snapshot.join("memory")).map_or(0, |m| m.blocks() / 2);
     println!("\na snapshot of the agent's guest of 128 MiB: {took:.1} ms, {kib} KiB");
+    let other = saved_in_firecracker(cmdline, folder.path());
     for verify in ["after_reboot", "always"] {
         let what = format!("that guest restored, verify {verify}");
+        let rounds = Cell::new(0);
         measure(&what, runs, || {
-            let restore = Restore::new().with("verify", verify.into());
-            let path = restore.path("vsock.sock");
-            let start = Instant::now();
-            let vm = restore.start(&snapshot);
-            let stream = loop {
-                match vsock::connect(&path, API_PORT, patience()) {
-                    Ok(stream) => break stream,
-                    // Not there yet.
-                    Err(_) => std::thread::sleep(Duration::from_micros(200)),
-                }
+            // Who comes first takes turns, too.
+            let ours_first = rounds.replace(rounds.get() + 1) % 2 == 0;
+            let theirs = || {
+                let (binary, snapshot) = other.as_ref()?;
+                Some(restored_in_firecracker(binary, snapshot))
             };
-            let answer = http::request(stream, "GET", "/v1/health", None);
-            assert_eq!(answer.expect("ask the agent").0, 200);
-            let mut row = vec![("exec to answer, ms", ms(start.elapsed()))];
-            row.extend(before_the_guest(&vm));
+            let before = if ours_first { None } else { theirs() };
+            let (took, phases) = restored_in_ours(&snapshot, verify);
+            let mut row = vec![("exec to answer, ms", took)];
+            if let Some(its) = before.or_else(theirs) {
+                row.push(("Firecracker, exec to answer, ms", its));
+                row.push(("ours in % of Firecracker's", 100.0 * took / its));
+            }
+            row.extend(phases);
             row
         });
     }
+}
+
+/// From exec to the agent's answer in ms, and what the VMM did before its guest ran.
+fn restored_in_ours(snapshot: &Path, verify: &str) -> (f64, Row) {
+    let restore = Restore::new().with("verify", verify.into());
+    let path = restore.path("vsock.sock");
+    let start = Instant::now();
+    let vm = restore.start(snapshot);
+    ask_agent(&path);
+    (ms(start.elapsed()), before_the_guest(&vm))
+}
+
+/// From exec to the agent's answer in ms.
+fn restored_in_firecracker(binary: &Path, snapshot: &firecracker::Snapshot) -> f64 {
+    let start = Instant::now();
+    let vm = Firecracker::restore(binary, snapshot).expect("restore in Firecracker");
+    ask_agent(&vm.vsock_path());
+    ms(start.elapsed())
+}
+
+/// The agent's guest, saved by another VMM in a folder in `folder`, and that VMM; `cmdline` is the one that ours
+/// booted it with. Says why if there is none.
+fn saved_in_firecracker(cmdline: &str, folder: &Path) -> Option<(PathBuf, firecracker::Snapshot)> {
+    let Some(binary) = firecracker::binary() else {
+        println!("Firecracker was not measured: BULKHEAD_FIRECRACKER is not set");
+        return None;
+    };
+    let folder = folder.join("firecracker");
+    fs::create_dir(&folder).expect("make a folder");
+    let vm = match Firecracker::boot(&binary, cmdline) {
+        Ok(vm) => vm,
+        // It takes hardware.
+        Err(e) => {
+            println!("Firecracker was not measured, as it does not boot this guest here: {e}");
+            return None;
+        }
+    };
+    std::thread::sleep(SETTLED);
+    let start = Instant::now();
+    let snapshot = vm.snapshot(&folder).expect("take Firecracker's snapshot");
+    println!(
+        "Firecracker's snapshot of the same: {:.1} ms, {} KiB",
+        ms(start.elapsed()),
+        snapshot.kib()
+    );
+    Some((binary, snapshot))
+}
+
+/// Has the agent behind the socket at `path` answer, as soon as there is one.
+fn ask_agent(path: &Path) {
+    let stream = socket::connect_when_there(path, patience()).expect("connect to the guest");
+    let stream = vsock::lead_to(stream, API_PORT, patience()).expect("connect to the agent");
+    // To the end that the answer tells: that the agent says no more is not passed on by every VMM.
+    let answer = http::request_on_open(stream, "GET", "/v1/health", None);
+    assert_eq!(answer.expect("ask the agent").0, 200);
 }
 
 /// Fifty containers that do nothing, all started at once.

@@ -174,9 +174,11 @@ impl Outer {
             .args([
                 "-append",
                 // On a busy host the machine's clocks drift apart; the kernel would take the TSC for
-                // broken, and its next choice is slow to read here.
+                // broken, and its next choice is slow to read here. QEMU keeps what it has translated by
+                // virtual addresses: a program that lies elsewhere at each start is translated at each
+                // start, which no hardware does.
                 "console=ttyS0 loglevel=3 panic=-1 oops=panic mitigations=off \
-                 tsc=reliable clocksource=tsc",
+                 tsc=reliable clocksource=tsc norandmaps",
             ])
             .args(extra_arguments())
             .stdin(initramfs)
