@@ -19,8 +19,13 @@ static KNOWN: Mutex<Vec<Disk>> = Mutex::new(Vec::new());
 struct Disk {
     serial: String,
     name: String,
-    /// Open once it was looked at. To find it takes longer than to read it.
+    /// Kept open: to find it takes longer than to read it.
     size: Option<File>,
+}
+
+/// Looks for the disks, so that it need not be done later.
+pub fn look() {
+    *KNOWN.lock().unwrap_or_else(PoisonError::into_inner) = all(Path::new(BLOCK));
 }
 
 /// The device node of the virtio disk whose serial this is.
@@ -30,10 +35,7 @@ pub fn with_serial(serial: &str) -> Option<PathBuf> {
     if !known.iter().any(is_it) {
         *known = all(Path::new(BLOCK));
     }
-    let disk = known.iter_mut().find(|disk| is_it(disk))?;
-    if disk.size.is_none() {
-        disk.size = File::open(Path::new(BLOCK).join(&disk.name).join("size")).ok();
-    }
+    let disk = known.iter().find(|disk| is_it(disk))?;
     if let Some(size) = &disk.size {
         wait_for_size(size);
     }
@@ -71,7 +73,7 @@ fn all(block: &Path) -> Vec<Disk> {
         Some(Disk {
             serial,
             name: disk.file_name().into_string().ok()?,
-            size: None,
+            size: File::open(disk.path().join("size")).ok(),
         })
     });
     disks.collect()

@@ -12,7 +12,7 @@ use super::cgroups::SPARE;
 use super::oom;
 use super::rootfs::Root;
 use super::volumes::Mounted;
-use super::{Entry, ExecEntry, MAX_CONTAINERS, MAX_EXECS, Phase, is_id, stdio};
+use super::{Entry, ExecEntry, MAX_CONTAINERS, MAX_EXECS, Phase, disks, is_id, stdio};
 use crate::guest::Guest;
 use crate::http::Response;
 use crate::server::slab::Key;
@@ -111,6 +111,8 @@ impl Guest {
         let Some(cgroup) = cgroup else {
             return Err(Response::conflict("There are no control groups here."));
         };
+        // The next container's image will be in one of them.
+        disks::look();
         self.spare = Some(Spare::new(spec, &cgroup).map_err(|e| refusal(&e))?);
         Ok(())
     }
