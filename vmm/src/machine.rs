@@ -1,7 +1,9 @@
 //! Builds a VM from its description, and runs it to its end.
 
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 
 use bulkhead_devices::GuestMemory;
 use bulkhead_devices::legacy::exit_signal::{ExitSignal, GuestExit};
@@ -217,9 +219,16 @@ impl Machine {
         // Before any thread: the signal mask is inherited.
         let signals = Signals::new(Arc::clone(&exit)).map_err(cannot("watch signals"))?;
 
-        let state = State::load(folder)?;
+        let (state, made) = thread::scope(|scope| {
+            // The kernel takes a while to make a VM, and needs to know nothing of the state for that.
+            let maker = thread::Builder::new().spawn_scoped(scope, open_and_create);
+            let state = State::load(folder);
+            let made = maker.map(|maker| maker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            (state, made)
+        });
+        let state = state?;
         let (config, added) = state.restored_config(wanted)?;
-        let kvm = host::open_kvm()?;
+        let (kvm, vm) = made.unwrap_or_else(|_no_thread| open_and_create())?;
         let known = state.host.known_kind();
         let kind = match known {
             Some(kind) => kind,
@@ -228,7 +237,6 @@ impl Machine {
         let assisted = kind == HostKind::SoftwareAssisted && config.assist == AssistConfig::Auto;
         times.host_ns = timing::now();
 
-        let vm = create_vm(&kvm)?;
         if assisted {
             assist::prepare_vm(&vm);
         }
@@ -421,6 +429,13 @@ impl Assembly {
             _memory: memory,
         })
     }
+}
+
+/// Opens KVM and makes a VM.
+fn open_and_create() -> Result<(Kvm, VmFd), MachineError> {
+    let kvm = host::open_kvm()?;
+    let vm = create_vm(&kvm)?;
+    Ok((kvm, vm))
 }
 
 /// Makes a VM with the interrupt controller and timer of a PC.
