@@ -262,10 +262,10 @@ mod tests {
     #[test]
     fn header_when_not_one_of_ours_then_refused() {
         let refused = |bytes| Header::decode(bytes).expect_err("refused");
-        assert_eq!(refused([6, 0, 0, 0, 0, 0, 0, 1]), FrameError::Kind(6));
+        assert_eq!(refused([8, 0, 0, 0, 0, 0, 0, 1]), FrameError::Kind(8));
         let bytes = [0, 0, 1, 0, 0, 0, 0, 1];
         assert_eq!(refused(bytes), FrameError::Malformed(bytes));
-        for kind in [Kind::Error, Kind::Exit, Kind::Resize] {
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_message()) {
             let header = Header {
                 kind,
                 length: MAX_MESSAGE as u32 + 1,
