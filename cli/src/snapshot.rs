@@ -46,38 +46,38 @@ pub struct CreateArgs {
     stop: bool,
 }
 
-/// List snapshots.
+/// How to list them.
 #[derive(Args)]
 pub struct LsArgs {
     /// table, json, or a template such as '{{.Name}}'
     #[arg(long, default_value = "table")]
-    format: Format,
+    pub format: Format,
 }
 
-/// Show everything about snapshots, as JSON.
+/// Which to show everything about.
 #[derive(Args)]
 pub struct InspectArgs {
     /// json, or a template such as '{{.created}}'
     #[arg(short, long)]
-    format: Option<Format>,
+    pub format: Option<Format>,
     /// Their names
     #[arg(required = true, value_name = "NAME")]
-    names: Vec<String>,
+    pub names: Vec<String>,
 }
 
-/// Remove snapshots. VMs that were restored from them go on.
+/// Which to remove.
 #[derive(Args)]
 pub struct RmArgs {
     /// Their names
     #[arg(required = true, value_name = "NAME")]
-    names: Vec<String>,
+    pub names: Vec<String>,
 }
 
 /// Does it.
 pub fn run(command: &Command, engine: &Engine) -> Outcome {
     match command {
         Command::Create(args) => create(engine, args),
-        Command::Ls(args) => list(engine, args),
+        Command::Ls(args) => list(&engine.snapshots().list()?, args),
         Command::Inspect(args) => inspect(engine, args),
         Command::Rm(args) => remove_each(&args.names, |name| engine.snapshots().remove(name)),
     }
@@ -97,15 +97,15 @@ fn create(engine: &Engine, args: &CreateArgs) -> Outcome {
     Ok(0)
 }
 
-fn list(engine: &Engine, args: &LsArgs) -> Outcome {
-    let snapshots = engine.snapshots().list()?;
+/// Prints a list of snapshots.
+pub fn list(snapshots: &[Listed], args: &LsArgs) -> Outcome {
     let rows: Vec<Value> = snapshots.iter().map(row).collect();
     print_rows(&args.format, &rows, || Table::of(&COLUMNS, &rows))?;
     Ok(0)
 }
 
 /// The columns of a list of snapshots.
-pub const COLUMNS: [(&str, &str); 5] = [
+const COLUMNS: [(&str, &str); 5] = [
     ("NAME", "Name"),
     ("CREATED", "Created"),
     ("CPUS", "Cpus"),

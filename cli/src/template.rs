@@ -10,13 +10,13 @@ use bulkhead_engine::templates::own::{Attendant, Preparation, Wanted};
 use bulkhead_engine::{Engine, Error};
 use bulkhead_protocol::Exit;
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::Outcome;
 use crate::container::streams::{Copy, End, Signals, copy};
 use crate::image::{Policy, obtain};
-use crate::output::{Format, Table, print_rows, print_values, progress};
-use crate::snapshot;
+use crate::output::{print_values, progress};
+use crate::snapshot::{self, InspectArgs, LsArgs, RmArgs};
 use crate::values::{parse_bytes, parse_cpus};
 
 /// Make VMs that containers begin in, with `bulkhead run --template`.
@@ -33,7 +33,7 @@ pub enum Command {
     Ls(LsArgs),
     /// Show everything about templates, as JSON
     Inspect(InspectArgs),
-    /// Remove templates; containers that run in clones of them go on
+    /// Remove templates; containers that run in clones of them go on, and no other begins in one
     Rm(RmArgs),
 }
 
@@ -75,40 +75,13 @@ pub struct CreateArgs {
     command: Vec<String>,
 }
 
-/// List templates.
-#[derive(Args)]
-pub struct LsArgs {
-    /// table, json, or a template such as '{{.Name}}'
-    #[arg(long, default_value = "table")]
-    format: Format,
-}
-
-/// Show everything about templates, as JSON.
-#[derive(Args)]
-pub struct InspectArgs {
-    /// json, or a template such as '{{.created}}'
-    #[arg(short, long)]
-    format: Option<Format>,
-    /// Their names
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<String>,
-}
-
-/// Remove templates. Containers that run in clones of them go on; those that are to begin in one cannot start any more.
-#[derive(Args)]
-pub struct RmArgs {
-    /// Their names
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<String>,
-}
-
 /// Does it.
 pub fn run(command: &Command, engine: &Engine) -> Outcome {
     // What was killed before is put in order before anything else.
     engine.sweep()?;
     match command {
         Command::Create(args) => create(engine, args),
-        Command::Ls(args) => list(engine, args),
+        Command::Ls(args) => snapshot::list(&engine.own_templates().list()?, args),
         Command::Inspect(args) => inspect(engine, args),
         Command::Rm(args) => {
             snapshot::remove_each(&args.names, |name| engine.own_templates().remove(name))
@@ -193,13 +166,6 @@ impl Attendant for User {
         };
         Err(Error::Invalid(why))
     }
-}
-
-fn list(engine: &Engine, args: &LsArgs) -> Outcome {
-    let templates = engine.own_templates().list()?;
-    let rows: Vec<Value> = templates.iter().map(snapshot::row).collect();
-    print_rows(&args.format, &rows, || Table::of(&snapshot::COLUMNS, &rows))?;
-    Ok(0)
 }
 
 fn inspect(engine: &Engine, args: &InspectArgs) -> Outcome {

@@ -143,7 +143,7 @@ impl Firecracker {
             }
         };
         stream.set_read_timeout(Some(patience()))?;
-        let answer = http::request_on_open(stream, method, path, Some(body));
+        let answer = http::request(stream, method, path, Some(body));
         match answer {
             Ok((200..300, _)) => Ok(()),
             other => Err(self.failure(&format!("{method} {path}: {other:?}"))),

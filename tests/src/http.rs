@@ -4,21 +4,9 @@ use std::io::{self, Read, Write};
 
 use serde_json::Value;
 
-/// Sends `method path` with `body` over `stream` and reads the whole answer: status and document.
+/// Sends `method path` with `body` over `stream` and reads the whole answer: status and document. It ends where it says so itself,
+/// for the connection may stay open, or else with the connection.
 pub fn request(
-    mut stream: impl Read + Write,
-    method: &str,
-    path: &str,
-    body: Option<&Value>,
-) -> io::Result<(u16, Value)> {
-    send(&mut stream, method, path, body)?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    parse(&answer)
-}
-
-/// The same where the connection may stay open: the answer is read to the end that it tells itself.
-pub fn request_on_open(
     mut stream: impl Read + Write,
     method: &str,
     path: &str,
@@ -47,16 +35,21 @@ fn send(stream: &mut impl Write, method: &str, path: &str, body: Option<&Value>)
 
 /// Whether an answer has its head, and as much behind it as the head says.
 fn is_whole(answer: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(answer);
-    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+    const END: &[u8] = b"\r\n\r\n";
+    let Some(end) = answer.windows(END.len()).position(|bytes| bytes == END) else {
         return false;
     };
+    let head = String::from_utf8_lossy(&answer[..end]);
     let length = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
         let is_length = name.eq_ignore_ascii_case("content-length");
-        is_length.then(|| value.trim().parse().ok())?
+        is_length.then(|| value.trim().parse::<usize>().ok())?
     });
-    body.len() >= length.unwrap_or(0)
+    match length {
+        Some(length) => answer.len() - end - END.len() >= length,
+        // There is no document.
+        None => head.starts_with("HTTP/1.1 204"),
+    }
 }
 
 fn parse(answer: &[u8]) -> io::Result<(u16, Value)> {
@@ -94,5 +87,13 @@ mod tests {
         let answer = b"HTTP/1.1 400 \r\nContent-Length: 2\r\n\r\n{}";
         assert!(is_whole(answer));
         assert!((0..answer.len()).all(|end| !is_whole(&answer[..end])));
+        assert!(!is_whole(
+            "HTTP/1.1 200 \r\nContent-Length: 3\r\n\r\n\u{2026}"
+                .as_bytes()
+                .split_last()
+                .expect("a byte")
+                .1
+        ));
+        assert!(!is_whole(b"HTTP/1.1 200 \r\nConnection: close\r\n\r\n{}"));
     }
 }

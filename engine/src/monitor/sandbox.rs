@@ -242,21 +242,20 @@ impl<'a> Sandbox<'a> {
                     }));
                 }
                 Some(Over::Damaged(why)) => return Err(not_started(&why)),
-                Some(Over::Closed) => {
-                    let exit = self.lost_machine();
-                    return Err(not_started(exit.error.as_deref().unwrap_or(MACHINE_ENDED)));
-                }
+                Some(Over::Closed) => return Err(self.not_started_as_it_ended()),
             }
             match self.wait_for_output()? {
                 Event::Stop => return Err(not_started(TOLD_TO_END)),
                 Event::Ready => {}
-                _ => {
-                    let exit = self.lost_machine();
-                    return Err(not_started(exit.error.as_deref().unwrap_or(MACHINE_ENDED)));
-                }
+                _ => return Err(self.not_started_as_it_ended()),
             }
         }
         Ok(())
+    }
+
+    fn not_started_as_it_ended(&mut self) -> Error {
+        self.machine.wait_last_moment();
+        not_started(&self.machine.error(self.files, MACHINE_ENDED))
     }
 
     /// Ends the machine; not before the command has taken what the container wrote, if it is attached.

@@ -6,10 +6,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bulkhead_container::cgroup::Location;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::{Config, Processes, State};
+use crate::error::{Error, cannot};
 
 /// The files of one container.
 #[derive(Debug, Clone)]
@@ -137,6 +138,29 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
         let message = format!("{} is damaged: {e}", path.display());
         io::Error::new(io::ErrorKind::InvalidData, message)
     })
+}
+
+/// Reads a document that says in `format` which version of us can read the rest. `other` is what it means that it is not this one.
+pub fn read_of_format<T: DeserializeOwned>(
+    path: &Path,
+    format: u64,
+    other: impl FnOnce(u64) -> Error,
+) -> Result<T, Error> {
+    #[derive(Deserialize)]
+    struct Header {
+        format: u64,
+    }
+    let failed = || cannot(format!("read {}", path.display()));
+    let text = fs::read(path).map_err(failed())?;
+    let header: Header = serde_json::from_slice(&text)
+        .map_err(io::Error::from)
+        .map_err(failed())?;
+    if header.format != format {
+        return Err(other(header.format));
+    }
+    serde_json::from_slice(&text)
+        .map_err(io::Error::from)
+        .map_err(failed())
 }
 
 /// Puts a document at `path`: the old one or the new one is there, and never a part of either.

@@ -9,5 +9,5 @@ mod files;
 mod state;
 
 pub use config::{Config, Image, Isolation, Machine, Upper};
-pub use files::{Files, write};
+pub use files::{Files, read_of_format, write};
 pub use state::{Processes, State, Status};

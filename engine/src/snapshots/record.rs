@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, cannot};
+use crate::record;
 
 /// The only version that is read and written.
 pub const FORMAT: u64 = 1;
@@ -114,26 +115,13 @@ impl Record {
 
     /// Reads that of the snapshot in `folder`.
     pub fn read(folder: &Path) -> Result<Self, Error> {
-        #[derive(Deserialize)]
-        struct Header {
-            format: u64,
-        }
         let path = folder.join(FILE);
-        let failed = || cannot(format!("read {}", path.display()));
-        let text = fs::read(&path).map_err(failed())?;
-        let header: Header = serde_json::from_slice(&text)
-            .map_err(io::Error::from)
-            .map_err(failed())?;
-        if header.format != FORMAT {
-            return Err(Error::Invalid(format!(
-                "{} has format {}, and this Bulkhead reads {FORMAT}: take the snapshot again with this one",
-                path.display(),
-                header.format
-            )));
-        }
-        serde_json::from_slice(&text)
-            .map_err(io::Error::from)
-            .map_err(failed())
+        record::read_of_format(&path, FORMAT, |format| {
+            Error::Invalid(format!(
+                "{} has format {format}, and this Bulkhead reads {FORMAT}: take the snapshot again with this one",
+                path.display()
+            ))
+        })
     }
 }
 

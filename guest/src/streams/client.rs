@@ -286,20 +286,19 @@ impl Guest {
     /// is over.
     fn start_for(&mut self, stream: Key, program: Key) -> bool {
         let container = self.containers.with_program(program);
-        let started = container.is_some_and(|container| self.start(container).is_ok());
-        let entry = container.and_then(|container| self.containers.get(container));
-        if started {
+        if container.is_some_and(|container| self.start(container).is_ok()) {
             let sent = self.send_frame(stream, &frame::encode(Kind::Started, b""));
             if !sent {
                 self.drop_stream(stream);
             }
             return sent;
         }
-        let ends = entry.is_some_and(|entry| entry.failure.is_some());
-        if !ends {
+        let entry = container.and_then(|container| self.containers.get(container));
+        let will_end = entry.is_some_and(|entry| entry.failure.is_some());
+        if !will_end {
             self.refuse_stream(stream, "There is no program that waits for its start.");
         }
-        ends
+        will_end
     }
 
     /// Ends a stream that does not keep to the rules.

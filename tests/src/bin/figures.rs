@@ -173,7 +173,7 @@ fn ask_agent(path: &Path) {
     let stream = socket::connect_when_there(path, patience()).expect("connect to the guest");
     let stream = vsock::lead_to(stream, API_PORT, patience()).expect("connect to the agent");
     // To the end that the answer tells: that the agent says no more is not passed on by every VMM.
-    let answer = http::request_on_open(stream, "GET", "/v1/health", None);
+    let answer = http::request(stream, "GET", "/v1/health", None);
     assert_eq!(answer.expect("ask the agent").0, 200);
 }
 

@@ -1,7 +1,5 @@
 //! `template.json`: what we know of a template of the user's own beside what any snapshot has.
 
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -53,22 +51,9 @@ impl Made {
 
     /// Reads that of the template `name` in `folder`.
     pub(super) fn read(name: &str, folder: &Path) -> Result<Self, Error> {
-        #[derive(Deserialize)]
-        struct Header {
-            format: u32,
-        }
-        let path = folder.join(FILE);
-        let failed = || cannot(format!("read {}", path.display()));
-        let text = fs::read(&path).map_err(failed())?;
-        let header: Header = serde_json::from_slice(&text)
-            .map_err(io::Error::from)
-            .map_err(failed())?;
-        if header.format != FORMAT {
-            return Err(make_again(name, "was made by another version of Bulkhead"));
-        }
-        serde_json::from_slice(&text)
-            .map_err(io::Error::from)
-            .map_err(failed())
+        record::read_of_format(&folder.join(FILE), FORMAT.into(), |_| {
+            make_again(name, "was made by another version of Bulkhead")
+        })
     }
 
     /// Fails if the agent that the template `name` has in its memory is not the one there is now: the rest of it is
@@ -131,6 +116,8 @@ fn make_again(name: &str, why: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn made(agent: &Path) -> Made {
