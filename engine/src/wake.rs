@@ -1,6 +1,8 @@
 //! What a guest that goes on from a snapshot is told: that it is another one now, and how late it is.
 
 use std::io;
+use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,27 +10,43 @@ use bulkhead_protocol::Restored;
 use serde::Deserialize;
 
 use crate::error::{Error, cannot};
-use crate::http::Answer;
+use crate::http::{self, Answer};
 use crate::names;
 
+/// How long an answer of the VMM may take, which has nothing to wait for.
+const CONTROL_LIMIT: Duration = Duration::from_secs(10);
 /// Random bytes for a clone: more than its kernel's generator takes at a time.
 const ENTROPY: usize = 64;
 
-/// What the VMM says of a restored machine.
 #[derive(Deserialize)]
 struct Vm {
-    restored: Asleep,
+    restored: Origin,
 }
 
-#[derive(Deserialize)]
-struct Asleep {
-    asleep_ns: u64,
+/// What the VMM says of where a restored machine comes from.
+#[derive(Debug, Deserialize)]
+pub struct Origin {
+    /// How long it has slept, in nanoseconds.
+    pub asleep_ns: u64,
+    /// Whether the VMM knew what it would need of its memory.
+    pub prefetched: bool,
 }
 
-/// How long the machine has slept, in nanoseconds, by the VMM's answer to `GET /v1/vm`.
-pub fn asleep_ns(answer: &Answer) -> Result<u64, Error> {
-    let vm: Vm = serde_json::from_slice(&answer.body).map_err(cannot("understand the VMM"))?;
-    Ok(vm.restored.asleep_ns)
+impl Origin {
+    /// Reads the VMM's answer to `GET /v1/vm`.
+    pub fn of(answer: &Answer) -> Result<Self, Error> {
+        let vm: Vm = serde_json::from_slice(&answer.body).map_err(cannot("understand the VMM"))?;
+        Ok(vm.restored)
+    }
+
+    /// Has the VMM behind the socket `control` write down what the machine has needed until now, if it is the first
+    /// that goes on from there.
+    pub fn keep_working_set(&self, control: &Path) {
+        if !self.prefetched {
+            // Where that does not work, the next one is as slow as this one was.
+            let _ = http::ask(control, "PUT", "/v1/working-set", "", CONTROL_LIMIT);
+        }
+    }
 }
 
 /// The body of `PUT /v1/restored`, with random numbers that no other guest gets. There are new devices in
@@ -56,9 +74,10 @@ mod tests {
             status: 200,
             body: body.into(),
         };
-        let vm = r#"{"state": "running", "restored": {"asleep_ns": 7}}"#;
-        assert_eq!(asleep_ns(&answer(vm)).ok(), Some(7));
-        asleep_ns(&answer(r#"{"state": "running"}"#)).expect_err("it has booted");
+        let vm = r#"{"state": "running", "restored": {"asleep_ns": 7, "prefetched": true}}"#;
+        let origin = Origin::of(&answer(vm)).expect("it was restored");
+        assert_eq!((origin.asleep_ns, origin.prefetched), (7, true));
+        Origin::of(&answer(r#"{"state": "running"}"#)).expect_err("it has booted");
     }
 
     #[test]

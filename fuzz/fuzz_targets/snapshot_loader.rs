@@ -1,5 +1,5 @@
-//! A snapshot that somebody else wrote: its document, its memory, and its devices' states, up to where KVM
-//! would be told of them.
+//! A snapshot that somebody else wrote: its document, its memory with its working set, and its devices' states, up to where
+//! KVM would be told of them.
 #![no_main]
 
 use std::cell::RefCell;
@@ -19,7 +19,8 @@ use bulkhead_devices::virtio::vsock::{Vsock, VsockConfig};
 use bulkhead_vmm::config::RestoreConfig;
 use bulkhead_vmm::memory::Backing;
 use bulkhead_vmm::snapshot::document::{FORMAT, State};
-use bulkhead_vmm::snapshot::{MEMORY_FILE, memory};
+use bulkhead_vmm::snapshot::working_set::WorkingSet;
+use bulkhead_vmm::snapshot::{MEMORY_FILE, WORKING_SET_FILE, memory};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -54,6 +55,7 @@ fn load(u: &mut Unstructured, folder: &Path) -> Result<()> {
         let body = u.bytes(u.len())?;
         let _ = State::parse(body, path);
         let _ = State::parse(&with_header(body), path);
+        let _ = WorkingSet::parse(body, u64::MAX);
         return Ok(());
     }
     let mut document = good();
@@ -76,6 +78,12 @@ fn load(u: &mut Unstructured, folder: &Path) -> Result<()> {
     let Ok(memory) = memory::restore(folder, MIB, &state.memory, u.arbitrary()?, backing) else {
         return Ok(());
     };
+    let set = json!({"format": 1, "written": runs(u)?}).to_string();
+    fs::write(folder.join(WORKING_SET_FILE), set).expect("working set");
+    if let Ok(Some(set)) = WorkingSet::read(folder, &memory) {
+        set.prefetch(&memory);
+        WorkingSet::of(&memory).expect("what was touched");
+    }
     let memory = Arc::new(memory);
     for state in &state.devices {
         let device = device(u.int_in_range(0..=4)?, folder);
@@ -87,6 +95,21 @@ fn load(u: &mut Unstructured, folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs of pages, most often some that there can be.
+fn runs(u: &mut Unstructured) -> Result<Vec<(u64, u64)>> {
+    let mut end = 0;
+    let mut runs = Vec::new();
+    for _ in 0..u.int_in_range(0..=4)? {
+        let (gap, count) = (u.int_in_range(0..=4000)?, u.int_in_range(1..=500)?);
+        runs.push(match u.ratio(1, 16)? {
+            true => (u.arbitrary()?, u.arbitrary()?),
+            false => (end + gap, count),
+        });
+        end += gap + count;
+    }
+    Ok(runs)
 }
 
 fn with_header(body: &[u8]) -> Vec<u8> {
@@ -218,7 +241,7 @@ fn change(u: &mut Unstructured, value: &mut Value, depth: u32) -> Result<()> {
             return Ok(());
         }
         Value::String(text) if goes_on && !text.is_empty() => {
-            let len = u.int_in_range(0..=text.len())?;
+            let len = text.floor_char_boundary(u.int_in_range(0..=text.len())?);
             match u.arbitrary()? {
                 true => text.truncate(len),
                 false => text.push_str(u.arbitrary()?),

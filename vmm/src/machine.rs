@@ -22,8 +22,8 @@ use crate::boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::boot::mptable::{self, MpTableError};
 use crate::boot::params::{self, ParamsError};
 use crate::boot::registers;
-use crate::config::{AssistConfig, ConsoleConfig, RestoreConfig, Verify, VmConfig};
-use crate::control::api::VmHandle;
+use crate::config::{AssistConfig, ConsoleConfig, RestoreConfig, VmConfig};
+use crate::control::api::{Origin, VmHandle};
 use crate::control::{ControlError, ControlServer};
 use crate::cpu::cpuid::{CpuTopology, CpuidError, GuestCpuid};
 use crate::cpu::lapic;
@@ -33,7 +33,7 @@ use crate::event_loop::{EventLoop, Signals, watch, watch_source};
 use crate::exit::{ExitSlot, VmExit};
 use crate::host::{self, HostError};
 use crate::memory::{self, Backing, MemoryError};
-use crate::snapshot::document::State;
+use crate::snapshot::open::Opened;
 use crate::snapshot::{self, SnapshotError};
 use crate::timing::{self, StartTimes};
 use crate::vcpu::{ExitCounts, RunControl, Vcpu};
@@ -192,7 +192,7 @@ impl Machine {
             assisted,
             config,
             added: RestoreConfig::default(),
-            asleep_ns: None,
+            origin: None,
             cmdline: cmdline.as_str().to_owned(),
             memory,
             devices,
@@ -219,47 +219,32 @@ impl Machine {
         // Before any thread: the signal mask is inherited.
         let signals = Signals::new(Arc::clone(&exit)).map_err(cannot("watch signals"))?;
 
-        let (state, made) = thread::scope(|scope| {
-            // The kernel takes a while to make a VM, and needs to know nothing of the state for that.
+        let (made, opened) = thread::scope(|scope| {
+            // The kernel takes a while to make a VM, and needs to know nothing of the snapshot for that.
             let maker = thread::Builder::new().spawn_scoped(scope, open_and_create);
-            let state = State::load(folder);
+            let opened = Opened::of(folder, wanted, &exit, &mut times);
             let made = maker.map(|maker| maker.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            (state, made)
+            (made, opened)
         });
-        let state = state?;
-        let (config, added) = state.restored_config(wanted)?;
+        let Opened {
+            state,
+            config,
+            added,
+            kind,
+            memory,
+            prefetched,
+            devices,
+        } = opened?;
         let (kvm, vm) = made.unwrap_or_else(|_no_thread| open_and_create())?;
-        let known = state.host.known_kind();
-        let kind = match known {
+        let kind = match kind {
             Some(kind) => kind,
             None => probe::probe(&kvm)?,
         };
         let assisted = kind == HostKind::SoftwareAssisted && config.assist == AssistConfig::Auto;
-        times.host_ns = timing::now();
-
         if assisted {
             assist::prepare_vm(&vm);
         }
-        let backing = match added.shares.is_empty() {
-            true => Backing::Memfd,
-            false => Backing::Shared,
-        };
-        let mib = config.memory_mib;
-        let verify = added.verify == Verify::Always || known.is_none();
-        let memory = snapshot::memory::restore(folder, mib, &state.memory, verify, backing)?;
-        let memory = Arc::new(memory);
         memory::register(&vm, &memory)?;
-        times.memory_ns = timing::now();
-
-        let devices = Devices::open(&config, Some(&added), &memory, &exit)?;
-        for (device, state) in devices.virtio.iter().zip(&state.devices) {
-            device.restore(state).map_err(SnapshotError::from)?;
-        }
-        if let (Some(serial), Some(state)) = (&devices.serial, &state.serial) {
-            serial.restore(state).map_err(SnapshotError::from)?;
-        }
-        devices.i8042.restore(&state.i8042);
-        times.kernel_ns = timing::now();
 
         let cpus = config.cpus as u8; // at most MAX_CPUS, by the configuration's check
         let fds = create_vcpus(&kvm, &vm, cpus, kind)?;
@@ -285,7 +270,11 @@ impl Machine {
             assisted,
             config,
             added,
-            asleep_ns: Some(asleep_ns),
+            origin: Some(Origin {
+                folder: folder.to_owned(),
+                asleep_ns,
+                prefetched,
+            }),
             cmdline: state.cmdline,
             memory,
             devices,
@@ -327,7 +316,7 @@ struct Assembly {
     assisted: bool,
     config: VmConfig,
     added: RestoreConfig,
-    asleep_ns: Option<u64>,
+    origin: Option<Origin>,
     cmdline: String,
     memory: Arc<GuestMemory>,
     devices: Devices,
@@ -347,7 +336,7 @@ impl Assembly {
             assisted,
             config,
             added,
-            asleep_ns,
+            origin,
             cmdline,
             memory,
             devices,
@@ -394,7 +383,7 @@ impl Assembly {
         if let Some(serial) = &devices.serial {
             event_loop.add(Box::new(SerialSource(Arc::clone(serial))));
         }
-        let control_socket = match asleep_ns {
+        let control_socket = match origin {
             None => config.control_socket.clone(),
             Some(_) => added.control_socket.clone(),
         };
@@ -402,7 +391,7 @@ impl Assembly {
             let handle = VmHandle {
                 config,
                 added,
-                asleep_ns,
+                origin,
                 cmdline,
                 vm: Arc::clone(&vm),
                 memory: Arc::clone(&memory),

@@ -15,16 +15,17 @@ pub fn now() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// The moments of a start, in nanoseconds of `CLOCK_MONOTONIC`, in the order they come.
+/// The moments of a start, in nanoseconds of `CLOCK_MONOTONIC`, in the order they come. When a VM is restored, KVM's side of
+/// it is made beside all that, and put together with the rest last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct StartTimes {
     /// `main` was entered.
     pub process_ns: u64,
-    /// The configuration was read and KVM was opened and probed.
+    /// The configuration was read and KVM was opened and probed; or the snapshot's state was read.
     pub host_ns: u64,
-    /// Guest memory was mapped and given to KVM.
+    /// Guest memory was mapped and, unless the VM is restored, given to KVM.
     pub memory_ns: u64,
-    /// The kernel, the initrd and the boot tables were in guest memory.
+    /// The kernel, the initrd and the boot tables were in guest memory; or the devices were as they were.
     pub kernel_ns: u64,
     /// Devices and vCPUs were ready: the first `KVM_RUN` came next.
     pub run_ns: u64,

@@ -21,6 +21,7 @@ use crate::error::{Error, cannot};
 use crate::process::{ticks_of, wait_end};
 use crate::record::Files;
 use crate::volumes::staging;
+use crate::wake::Origin;
 
 /// How long a machine gets to end in order before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(30);
@@ -80,6 +81,24 @@ impl Machine {
         }
     }
 
+    /// Notes where it comes from.
+    pub fn comes_from(&mut self, origin: Origin) {
+        if let Machine::Vm(vmm) = self {
+            vmm.origin = Some(origin);
+        }
+    }
+
+    /// Has it written down what it has needed until now, if it is the first that comes from there.
+    pub fn keep_working_set(&self, files: &Files) {
+        if let Machine::Vm(Vmm {
+            origin: Some(origin),
+            ..
+        }) = self
+        {
+            origin.keep_working_set(&files.control());
+        }
+    }
+
     /// Waits for a moment whether it ends: its streams end before it.
     pub fn wait_last_moment(&self) {
         wait_end(self.as_fd(), LAST_MOMENT);
@@ -100,13 +119,19 @@ impl AsFd for Machine {
 pub struct Vmm {
     child: Child,
     pidfd: OwnedFd,
+    /// Where it comes from, if it was restored.
+    origin: Option<Origin>,
 }
 
 impl Vmm {
     /// Watches the process.
     pub fn watch(mut child: Child) -> Result<Self, Error> {
         match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Vmm { child, pidfd }),
+            Ok(pidfd) => Ok(Vmm {
+                child,
+                pidfd,
+                origin: None,
+            }),
             Err(e) => {
                 let _ = child.kill();
                 let _ = child.wait();

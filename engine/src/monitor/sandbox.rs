@@ -174,6 +174,7 @@ impl<'a> Sandbox<'a> {
                 gone_on.map_err(|e| explain(e, &mut self.machine, self.files))?;
             }
         }
+        self.machine.keep_working_set(self.files);
         if self.config.isolation == Isolation::Vm {
             // Whoever knows that it runs may ask.
             self.watch.requests = Some(request::listen(self.files)?);

@@ -15,7 +15,7 @@ use crate::names;
 use crate::templates::{Busy, Ingredients, Template, Templates, Unmade, make};
 use crate::vm::{self, Launch, SPARE_SLOTS, Sockets};
 use crate::volumes::Attached;
-use crate::wake;
+use crate::wake::{self, Origin};
 
 /// Between two looks at what is about to be there, where nothing tells that it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -128,15 +128,16 @@ impl Starting<'_> {
     ) -> Result<Conversation, Obstacle> {
         let until = Instant::now() + limit;
         let sockets = Sockets::of(self.files);
-        let asleep_ns = loop {
+        let origin = loop {
             let answer = http::ask(&sockets.control, "GET", "/v1/vm", "", CONTROL_LIMIT);
             match answer {
-                Ok(answer) => break wake::asleep_ns(&answer)?,
+                Ok(answer) => break Origin::of(&answer)?,
                 // Not there yet.
                 Err(_) => self.look_again(machine, until)?,
             }
         };
-        let body = wake::message(asleep_ns, windows)?;
+        let body = wake::message(origin.asleep_ns, windows)?;
+        machine.comes_from(origin);
         let agent = Agent::at(&sockets.api);
         loop {
             let talk = agent.connect().and_then(|stream| {

@@ -10,7 +10,7 @@ use super::store::Snapshot;
 use crate::agent::check;
 use crate::error::{Error, cannot};
 use crate::http;
-use crate::wake::{asleep_ns, message};
+use crate::wake::{Origin, message};
 
 /// How long the VMM may take to read and verify a snapshot, and to begin to answer.
 const VMM_LIMIT: Duration = Duration::from_secs(3600);
@@ -41,23 +41,26 @@ pub fn wake(snapshot: Snapshot, directory: &Path, agent: Option<&Path>) -> Resul
     let Some(agent) = agent else {
         return Ok(false);
     };
-    let body = message(asleep_ns(&vm)?, Vec::new())?;
+    let origin = Origin::of(&vm)?;
+    let body = message(origin.asleep_ns, Vec::new())?;
     let limit = match is_expected {
         true => AGENT_LIMIT,
         false => PERHAPS_LIMIT,
     };
     let until = Instant::now() + limit;
-    loop {
+    let has_agent = loop {
         // A connection that comes before the guest has noticed that it is somebody else now is cut off. It can be
         // told again: the same a second time is nothing to it.
         match http::ask(agent, "PUT", path::RESTORED, &body, limit) {
-            Ok(answer) if is_expected => return check(answer).map(|_| true),
-            Ok(answer) => return Ok(answer.status < 300),
+            Ok(answer) if is_expected => break check(answer).map(|_| true)?,
+            Ok(answer) => break answer.status < 300,
             Err(_) if Instant::now() < until => sleep(LOOK_AGAIN),
             Err(e) if is_expected => {
                 return Err(cannot("tell the guest's agent that it was restored")(e));
             }
             Err(_) => return Ok(false),
         }
-    }
+    };
+    origin.keep_working_set(&control);
+    Ok(has_agent)
 }

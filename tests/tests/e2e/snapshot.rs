@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,7 +15,7 @@ use bulkhead_tests::guest::{Guest, checksum};
 use bulkhead_tests::home::Home;
 use bulkhead_tests::lane::{Lane, patience};
 use bulkhead_tests::vm::{Restore, Setup};
-use bulkhead_tests::{artifacts, http, process};
+use bulkhead_tests::{artifacts, http, net, process};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -71,7 +72,29 @@ fn vm_when_a_snapshot_is_taken_then_it_goes_on_and_so_do_others_from_there() {
     clones[0]
         .ask(json!({"op": "write_file", "path": "/proc/sys/kernel/hostname", "text": "the first"}));
     assert_eq!(clones[1].ask(hostname.clone()).text.trim(), "saved");
-    assert_eq!(first.ask(hostname).text.trim(), "gone on");
+    assert_eq!(first.ask(hostname.clone()).text.trim(), "gone on");
+
+    // Those after one that has said what it has needed have that at once; where that is lost, they go on as well.
+    let (status, answer) = first
+        .vm
+        .try_control("PUT", "/v1/working-set", None)
+        .expect("ask");
+    assert_eq!(status, 409, "{answer}");
+    clones[0].vm.control("PUT", "/v1/working-set", None);
+    let next = |prefetched: bool| {
+        let clone = Guest {
+            vm: Restore::new().start(&snapshot),
+        };
+        assert_eq!(clone.ask(hostname.clone()).text.trim(), "saved");
+        let restored = &clone.vm.control("GET", "/v1/vm", None)["restored"];
+        assert_eq!(restored["prefetched"], prefetched, "{restored}");
+    };
+    next(true);
+    let set = snapshot.join("working-set");
+    for damaged in ["{", "{\"format\":1,\"written\":[[4000000000,1]]}"] {
+        fs::write(&set, damaged).expect("write");
+        next(false);
+    }
     for mut guest in clones.into_iter().chain([first]) {
         guest.ask(json!({"op": "poweroff"}));
         guest.vm.expect_exit(0);
@@ -253,6 +276,43 @@ fn snapshot_when_it_is_damaged_or_of_elsewhere_then_it_is_refused_with_a_sentenc
     assert!(refusal(&snapshot).contains("bytes where"));
     fs::remove_file(&memory).expect("remove");
     assert!(refusal(&snapshot).contains("cannot read the snapshot's memory"));
+}
+
+#[test]
+fn cards_when_restored_ones_are_given_them_then_each_has_an_address_of_its_own() {
+    let files = folder();
+    let snapshot = files.path().join("snapshot");
+    net::in_new_namespace(|| {
+        let first = Guest::boot(Setup::test_guest().with("spare_slots", 1.into()));
+        first.vm.snapshot(&snapshot);
+        drop(first);
+        let clones: Vec<_> = (1..=3u8)
+            .map(|number| {
+                let host = Ipv4Addr::new(10, 7, number, 1);
+                let tap = net::Tap::new(&format!("clone{number}"), host, 24).expect("make a tap");
+                let restore = Restore::new().with("nets", json!([{"tap": tap.name()}]));
+                let guest = Guest {
+                    vm: restore.start(&snapshot),
+                };
+                // Root, vsock, console, entropy; then the spare one.
+                guest.ask(json!({
+                    "op": "write_file", "path": "/sys/bus/platform/drivers/virtio-mmio/bind",
+                    "text": "virtio-mmio.4",
+                }));
+                let address = format!("10.7.{number}.2/24");
+                guest.ask(json!({"op": "net_up", "interface": "eth0", "address": address}));
+                (guest, tap, host)
+            })
+            .collect();
+        let mut macs = BTreeSet::new();
+        for (guest, _, host) in &clones {
+            let file = json!({"op": "read_file", "path": "/sys/class/net/eth0/address"});
+            macs.insert(guest.ask(file).text);
+            let ping = json!({"op": "ping", "address": host, "count": 1, "size": 56});
+            assert_eq!(guest.ask(ping).count, 1, "{host}");
+        }
+        assert_eq!(macs.len(), clones.len(), "{macs:?}");
+    });
 }
 
 /// How often the VM is saved and restored; `BULKHEAD_TEST_ROUNDS` replaces it.

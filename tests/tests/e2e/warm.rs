@@ -94,6 +94,9 @@ fn clones_when_two_run_then_of_one_template_and_nobody_takes_one_for_the_other()
     assert_eq!(fs::metadata(&first).expect("stat").ino(), inode);
     let listed = home.expect(&["system", "df", "--format", "{{.Type}} {{.TotalCount}}"]);
     assert!(listed.contains("Templates 1\n"), "{listed}");
+    let prefetched = |name| vm(&home, name)["restored"]["prefetched"].clone();
+    assert_eq!(prefetched("first"), false);
+    assert_eq!(prefetched("third"), true);
 
     let names = ["first", "second", "third"];
     for field in [

@@ -20,6 +20,7 @@ use crate::assist::{Counters, HostKind};
 use crate::config::{RestoreConfig, VmConfig, WindowConfig};
 use crate::exit::{ExitSlot, VmExit};
 use crate::snapshot::take::{Parts, take};
+use crate::snapshot::working_set::WorkingSet;
 use crate::timing;
 use crate::vcpu::{ExitCounts, RunControl};
 
@@ -29,8 +30,8 @@ pub struct VmHandle {
     pub config: VmConfig,
     /// What was added to it when it was restored.
     pub added: RestoreConfig,
-    /// How long a VM that was restored had slept, in nanoseconds.
-    pub asleep_ns: Option<u64>,
+    /// Where it comes from, if it was restored.
+    pub origin: Option<Origin>,
     /// KVM's side of it.
     pub vm: Arc<VmFd>,
     /// The guest's memory.
@@ -57,6 +58,17 @@ pub struct VmHandle {
     pub balloon: Option<BalloonHandle>,
     /// What the assist has done, on a host that needs it.
     pub assist: Option<Arc<Counters>>,
+}
+
+/// Where a restored VM comes from.
+#[derive(Debug)]
+pub struct Origin {
+    /// The snapshot's folder.
+    pub folder: PathBuf,
+    /// How long it had slept there, in nanoseconds.
+    pub asleep_ns: u64,
+    /// Whether it had at once what it would need of its memory.
+    pub prefetched: bool,
 }
 
 /// Body of `PUT /v1/balloon`.
@@ -98,12 +110,14 @@ impl VmHandle {
                 Reply::done()
             }
             ("PUT", "/v1/snapshot") => self.snapshot(&request.body),
+            ("PUT", "/v1/working-set") => self.keep_working_set(),
             ("PUT", "/v1/balloon") => self.set_balloon(&request.body),
             ("PUT", "/v1/console") => self.set_window(&request.body),
             (
                 _,
                 "/v1/vm" | "/v1/metrics" | "/v1/timings" | "/v1/pause" | "/v1/resume"
-                | "/v1/shutdown" | "/v1/snapshot" | "/v1/balloon" | "/v1/console",
+                | "/v1/shutdown" | "/v1/snapshot" | "/v1/working-set" | "/v1/balloon"
+                | "/v1/console",
             ) => Reply::error(
                 405,
                 format!("{} does not take {}", request.path, request.method),
@@ -128,8 +142,9 @@ impl VmHandle {
             },
             "cmdline": self.cmdline,
             "config": self.config,
-            "restored": self.asleep_ns.map(|asleep_ns| json!({
-                "asleep_ns": asleep_ns,
+            "restored": self.origin.as_ref().map(|origin| json!({
+                "asleep_ns": origin.asleep_ns,
+                "prefetched": origin.prefetched,
                 "added": self.added,
             })),
         }))
@@ -159,6 +174,20 @@ impl VmHandle {
         match take(&parts, &request.path) {
             Ok(()) => Reply::done(),
             Err(e) => Reply::error(409, e.to_string()),
+        }
+    }
+
+    /// Writes down beside the snapshot which memory was needed until now.
+    fn keep_working_set(&self) -> Reply {
+        let Some(origin) = &self.origin else {
+            return Reply::error(409, "the VM was not restored from a snapshot");
+        };
+        if !self.added.shares.is_empty() {
+            return Reply::error(409, "a VM with shares has a copy of all its memory");
+        }
+        match WorkingSet::of(&self.memory).and_then(|set| set.write(&origin.folder)) {
+            Ok(()) => Reply::done(),
+            Err(e) => Reply::error(409, format!("cannot keep the working set: {e}")),
         }
     }
 

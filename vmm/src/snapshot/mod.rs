@@ -2,7 +2,9 @@
 //!
 //! - [`document`] is `state.json`: what is in it, its version and its checksum;
 //! - [`memory`] is `memory`: the guest's memory, a sparse file;
+//! - [`working_set`] is `working-set`: what of it a VM needs at once;
 //! - [`bytes`] writes KVM's structures as text;
+//! - [`open`] makes all of a VM out of these but KVM's side;
 //! - [`host`] tells whether this host can go on with what another has begun;
 //! - [`take`] makes a snapshot of a VM that is paused.
 //!
@@ -12,7 +14,9 @@ pub(crate) mod bytes;
 pub mod document;
 pub mod host;
 pub mod memory;
+pub mod open;
 pub mod take;
+pub mod working_set;
 
 use std::io;
 use std::path::PathBuf;
@@ -26,6 +30,8 @@ use crate::cpu::state::VcpuStateError;
 pub const STATE_FILE: &str = "state.json";
 /// The folder's file with the guest's memory.
 pub const MEMORY_FILE: &str = "memory";
+/// The folder's file that says which memory is needed at once. The first VM that goes on from it writes it.
+pub const WORKING_SET_FILE: &str = "working-set";
 
 /// Why a snapshot could not be taken or used. Each is one sentence.
 #[derive(Debug, thiserror::Error)]

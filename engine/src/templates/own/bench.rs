@@ -26,7 +26,7 @@ use crate::poll::poll_until;
 use crate::process::Process;
 use crate::record::{Files, Processes};
 use crate::vm::{Launch, Sockets};
-use crate::wake;
+use crate::wake::{self, Origin};
 
 /// Between two looks whether somebody has asked for it to be given up.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -190,7 +190,7 @@ impl<'a> Bench<'a> {
         let vm = self.ask_until(machine, until, || {
             ask(&sockets.control, "GET", "/v1/vm", "")
         })?;
-        let body = wake::message(wake::asleep_ns(&vm)?, Vec::new())?;
+        let body = wake::message(Origin::of(&vm)?.asleep_ns, Vec::new())?;
         // A connection that comes before the guest has noticed that it was restored is cut off.
         let told = self.ask_until(machine, until, || {
             ask(&sockets.api, "PUT", path::RESTORED, &body)
