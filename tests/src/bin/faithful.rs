@@ -26,7 +26,8 @@ const CARRIED: [&str; 12] = [
     "BULKHEAD_FIRECRACKER",
 ];
 /// Environment variables handed on as they are.
-const HANDED_ON: [&str; 5] = [
+const HANDED_ON: [&str; 6] = [
+    "BULKHEAD_TEST_ROUNDS",
     "BULKHEAD_TEST_SEED",
     "BULKHEAD_TEST_TIMEOUT",
     "RUST_BACKTRACE",
