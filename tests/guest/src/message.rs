@@ -127,6 +127,9 @@ pub enum Request {
         /// How long.
         millis: u64,
     },
+    /// Has each processor wait for one timer after the other, from the first such request on, and look whether a clock
+    /// goes back. Reply: `count` of the timers that have come on the slowest of them.
+    Timers,
     /// Runs a program of an EROFS disk to its end, with its folder as working directory. Reply: what
     /// it wrote in `text`, its exit code in `count`.
     Program {

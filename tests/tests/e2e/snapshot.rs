@@ -343,6 +343,9 @@ fn vm_when_saved_and_restored_again_and_again_under_load_then_nothing_is_lost() 
         });
         let _writer = guest.open(&write);
         let _spinner = guest.open(&json!({"op": "spin", "millis": 300}));
+        // On each processor one is pending all the time, and the clocks are looked at.
+        let timers = json!({"op": "timers"});
+        let expired = guest.ask(timers.clone()).count;
         for part in 0..20u8 {
             echo.write_all(&[part; 999]).expect("write");
             let mut back = [0; 999];
@@ -363,6 +366,11 @@ fn vm_when_saved_and_restored_again_and_again_under_load_then_nothing_is_lost() 
             before <= after && after < before + 3600.0,
             "the clock went from {before} to {after} in round {round}"
         );
+        let deadline = Instant::now() + patience();
+        while guest.ask(timers.clone()).count < expired + 3 {
+            assert!(Instant::now() < deadline, "no timer comes in round {round}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         // What was being written when the VM stood still is written all the same.
         let read =
             json!({"op": "disk_read", "device": "/dev/vdb", "offset": offset, "bytes": bytes});

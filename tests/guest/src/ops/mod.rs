@@ -6,6 +6,7 @@ mod net;
 mod program;
 mod stream;
 mod system;
+mod timers;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -120,6 +121,7 @@ fn carry_out(
             iterations,
         } => cpu::avx(processes, iterations),
         Request::Spin { millis } => cpu::spin(millis),
+        Request::Timers => timers::timers(),
         Request::Program {
             device,
             command,
