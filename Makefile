@@ -32,7 +32,7 @@ PREFIX  ?= /usr/local
 CARGO   := cargo
 STATIC  := --locked --target $(MUSL)
 E2E     := $(STATIC) --profile e2e --package bulkhead-tests
-# Guests of the machine's own KVM keep a processor busy each, and there may be two.
+# How many tests run at a time. Guests of a software-assisted KVM keep a processor busy each.
 JOBS    ?= 2
 
 .DEFAULT_GOAL := help
@@ -84,11 +84,11 @@ test-unit: setup ## The unit tests of all crates
 
 test-kvm: build kernel ## The end-to-end tests on this machine's KVM
 	@scripts/check-kvm
-	$(CARGO) test $(E2E) --test e2e -- --test-threads=$(JOBS) $(ARGS)
+	$(CARGO) test $(E2E) --no-fail-fast --test e2e --test alone -- --test-threads=$(JOBS) $(ARGS)
 
 test-faithful: build kernel ## The end-to-end tests in the outer machine, on a KVM like hardware's
 	$(CARGO) build $(E2E) --bins
-	scripts/faithful $(TESTS)/faithful $(CARGO) test $(E2E) --test e2e -- --test-threads=1 $(ARGS)
+	scripts/faithful $(TESTS)/faithful $(CARGO) test $(E2E) --no-fail-fast --test e2e --test alone -- --test-threads=$(JOBS) $(ARGS)
 
 figures: build kernel ## Measure boot times and memory, in both lanes
 	$(CARGO) build $(E2E) --bins

@@ -20,7 +20,7 @@ use crate::output::{Format, Table, print_rows, time};
 pub enum Command {
     /// Show what images, containers, templates and snapshots take on the disk
     Df(DfArgs),
-    /// Remove containers that are not running, templates but your own, and images that nothing uses
+    /// Remove containers that are not running, with their checkpoints; templates but your own; images that nothing uses
     Prune(PruneArgs),
 }
 
@@ -32,8 +32,8 @@ pub struct DfArgs {
     format: Format,
 }
 
-/// Remove containers that are not running, templates of virtual machines that `run` has made, and images that nothing
-/// uses.
+/// Remove containers that are not running, with their checkpoints; templates of virtual machines that `run` has made;
+/// and images that nothing uses.
 #[derive(Args)]
 pub struct PruneArgs {
     /// Also images that have a name
@@ -170,8 +170,8 @@ fn confirmed(all: bool) -> Result<bool, Box<dyn std::error::Error>> {
         "all images without a name"
     };
     print!(
-        "Remove all containers that are not running, all templates of virtual machines, and {images} \
-         that no container uses? [y/N] "
+        "Remove all containers that are not running, with their checkpoints, all templates of virtual \
+         machines but your own, and {images} that no container uses? [y/N] "
     );
     io::stdout().flush()?;
     let mut answer = String::new();

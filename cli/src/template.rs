@@ -28,12 +28,12 @@ pub enum Command {
     /// each container that begins in the template. Its files and processes are gone when it ends. Without an image the
     /// VM is kept as it has booted.
     Create(CreateArgs),
-    /// List templates
+    /// List templates of your own
     #[command(visible_alias = "list")]
     Ls(LsArgs),
     /// Show everything about templates, as JSON
     Inspect(InspectArgs),
-    /// Remove templates; containers that run in clones of them go on, and no other begins in one
+    /// Remove templates of your own; containers that run in clones of them go on, and no other begins in one
     Rm(RmArgs),
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 
+use rustix::process::getpgrp;
 use rustix::termios::{self, OptionalActions, Termios};
 
 /// Name of the hidden command that [`keep`] implements.
@@ -54,6 +55,12 @@ impl Drop for RawTerminal {
         let _ = self.socket.shutdown(Shutdown::Write);
         let _ = self.keeper.wait();
     }
+}
+
+/// Whether standard input is a terminal that others have now: a shell stops whatever touches its terminal, or
+/// reads from it, as a job in the background.
+pub fn is_in_background() -> bool {
+    termios::tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground != getpgrp())
 }
 
 /// The terminal's size, if standard output or input is one: columns and rows.

@@ -20,7 +20,7 @@ use super::directory::{Directory, listen, ready_socket};
 use super::error::{SessionError, cannot};
 use super::typing::Typing;
 use super::waking::Waking;
-use crate::terminal::{RawTerminal, window_size};
+use crate::terminal::{RawTerminal, is_in_background, window_size};
 use bulkhead_engine::artifacts::Artifact;
 use bulkhead_engine::http;
 use bulkhead_engine::snapshots::Snapshot;
@@ -145,7 +145,11 @@ impl Session {
             _ => None,
         };
 
-        let terminal = RawTerminal::enter().map_err(cannot("set up the terminal"))?;
+        let in_background = is_in_background();
+        let terminal = match in_background {
+            true => None,
+            false => RawTerminal::enter().map_err(cannot("set up the terminal"))?,
+        };
         let program = Artifact::Vmm.find()?;
         let mut command = Command::new(&program);
         command
@@ -160,6 +164,8 @@ impl Session {
         }
         if terminal.is_some() {
             command.stdin(Stdio::piped());
+        } else if in_background {
+            command.stdin(Stdio::null());
         }
         let mut vmm = command
             .spawn()

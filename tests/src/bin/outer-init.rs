@@ -53,7 +53,7 @@ fn run() -> io::Result<u8> {
     }
     net::set_up("lo")?;
     leave_processor_0()?;
-    let _idle = IdleVm::new()?;
+    let _idle = IdleVms::new()?;
     println!("outer-init: {} is ready", release());
 
     let (program, arguments) = plan
@@ -89,26 +89,27 @@ fn leave_initramfs() -> io::Result<()> {
     std::env::set_current_dir("/")
 }
 
-/// A VM that never runs, kept for as long as there are others.
+/// VMs that never run, kept for as long as there are others.
 ///
 /// KVM rewrites code of the kernel, in the scheduler too, when its first VM is made, when its last one
-/// is gone, and as processors with a disabled local APIC come and go. QEMU's threads may keep running
-/// the breakpoints that stand in such places meanwhile (a translation made while the code changes is
-/// not thrown away), and then a processor hits one over and over, for ever. With this VM, nothing has
-/// to be rewritten.
-struct IdleVm {
-    _vm: VmFd,
-    _vcpu: VcpuFd,
+/// is gone, and as processors with a disabled local APIC, or without one, come and go. QEMU's threads
+/// may keep running the breakpoints that stand in such places meanwhile (a translation made while the
+/// code changes is not thrown away), and then a processor hits one over and over, for ever. With these
+/// VMs, nothing has to be rewritten.
+struct IdleVms {
+    _vms: [(VmFd, VcpuFd); 2],
 }
 
-impl IdleVm {
+impl IdleVms {
     fn new() -> io::Result<Self> {
-        let vm = Kvm::new()?.create_vm()?;
-        vm.create_irq_chip()?;
-        let vcpu = vm.create_vcpu(0)?;
-        Ok(IdleVm {
-            _vm: vm,
-            _vcpu: vcpu,
+        let kvm = Kvm::new()?;
+        let with_apic = kvm.create_vm()?;
+        with_apic.create_irq_chip()?;
+        let disabled = with_apic.create_vcpu(0)?;
+        let without_apic = kvm.create_vm()?;
+        let none = without_apic.create_vcpu(0)?;
+        Ok(IdleVms {
+            _vms: [(with_apic, disabled), (without_apic, none)],
         })
     }
 }

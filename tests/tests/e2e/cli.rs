@@ -21,11 +21,19 @@ struct Boot {
 impl Boot {
     /// Starts it with `arguments`, its sockets in a folder of its own.
     fn start(arguments: &[&str], configure: impl FnOnce(&mut Command)) -> Self {
+        Self::start_by(Command::new(artifacts::cli()), arguments, configure)
+    }
+
+    /// The same, by a program that is given the command's arguments, or is the command.
+    fn start_by(
+        mut command: Command,
+        arguments: &[&str],
+        configure: impl FnOnce(&mut Command),
+    ) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("bulkhead-test-")
             .tempdir()
             .expect("make a folder");
-        let mut command = Command::new(artifacts::cli());
         command
             .arg("boot")
             .arg("--vsock")
@@ -219,6 +227,24 @@ fn terminal_when_the_command_is_killed_then_it_is_restored() {
     let (mut terminal, mut boot) = boot_on_terminal();
     terminal.wait_for("guest is ready");
     boot.child.kill().expect("kill");
+    terminal.expect_restored();
+    boot.expect_gone();
+}
+
+#[test]
+fn terminal_when_the_command_is_in_its_background_then_it_is_left_alone() {
+    let mut terminal = Terminal::open();
+    let mut shell = Command::new(artifacts::busybox());
+    // With job control, as somebody has it who types.
+    let script = r#""$@" & read -r line; kill $!; wait $!"#;
+    shell
+        .args(["sh", "-m", "-c", script, "sh"])
+        .arg(artifacts::cli());
+    let mut boot = Boot::start_by(shell, &[], |command| terminal.give_to(command));
+    boot.wait_up();
+    assert!(!terminal.is_raw());
+    terminal.type_in("\n");
+    assert_eq!(boot.wait_exit().code(), Some(0));
     terminal.expect_restored();
     boot.expect_gone();
 }
