@@ -19,7 +19,7 @@ use crate::boot::{Directory, Format, Origin, Plan, signals, stay};
 #[derive(Args)]
 #[command(after_help = "\
 Exit codes: 0 the guest powered off or was stopped, 10 it asked for a reset, 11 its kernel panicked,
-12 triple fault, 13 KVM could not go on, 125 it could not be restored.
+12 triple fault, 13 KVM could not go on, 15 the snapshot is damaged or not for this host, 125 it could not be restored.
 
 Examples:
   bulkhead snapshot create /tmp/vm ready

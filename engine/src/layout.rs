@@ -8,8 +8,9 @@ use crate::error::Error;
 
 /// The longest path of a Unix socket, in bytes (`sun_path` without its terminator).
 const MAX_SOCKET_PATH: usize = 107;
-/// The longest name of a file in a sandbox's folder that is a socket.
-const LONGEST_SOCKET: &str = "vsock.sock_1025";
+/// The longest path of a socket in a sandbox's folder: of the machine that becomes its template, for any port that the
+/// guest can connect to.
+const LONGEST_SOCKET: &str = "template/vsock.sock_4294967295";
 
 /// Names the folder of templates, where that is not the root's.
 const TEMPLATES_VARIABLE: &str = "BULKHEAD_TEMPLATES";

@@ -43,6 +43,10 @@ impl VmExit {
 /// Exit code when the VM could not be built: the configuration or the host is at fault.
 pub const CANNOT_START: u8 = 125;
 
+/// Exit code when the VM could not go on from its snapshot for what that is: damaged, or not for this host. Another one
+/// is needed.
+pub const SNAPSHOT_REFUSED: u8 = 15;
+
 impl fmt::Display for VmExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -122,9 +126,10 @@ mod tests {
         ];
         let mut codes: Vec<u8> = bad.iter().map(VmExit::code).collect();
         codes.push(CANNOT_START);
+        codes.push(SNAPSHOT_REFUSED);
         codes.push(0);
         codes.sort_unstable();
         codes.dedup();
-        assert_eq!(codes.len(), bad.len() + 2);
+        assert_eq!(codes.len(), bad.len() + 3);
     }
 }

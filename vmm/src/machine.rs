@@ -107,6 +107,17 @@ pub enum MachineError {
     },
 }
 
+impl MachineError {
+    /// Whether another snapshot would do: that it is not for the host, nor for what the VM was to have.
+    pub fn is_for_the_snapshot(&self) -> bool {
+        match self {
+            MachineError::Snapshot(e) => e.is_for_the_snapshot(),
+            MachineError::Vcpu(_) => true,
+            _ => false,
+        }
+    }
+}
+
 fn kvm_cannot(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
     move |source| MachineError::Kvm { what, source }
 }
@@ -262,6 +273,9 @@ impl Machine {
         let asleep_ns = snapshot::take::restore_clock(&vm, &state.vm)?;
         for device in &devices.virtio {
             device.restart();
+        }
+        if let Some(serial) = &devices.serial {
+            serial.restart();
         }
         Assembly {
             kvm,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bulkhead_vmm::config::{RestoreConfig, VmConfig};
-use bulkhead_vmm::exit::{CANNOT_START, VmExit};
+use bulkhead_vmm::exit::{CANNOT_START, SNAPSHOT_REFUSED, VmExit};
 use bulkhead_vmm::machine::Machine;
 use bulkhead_vmm::{logger, timing};
 
@@ -22,7 +22,7 @@ Usage: bulkhead-vmm --config FILE [--restore FOLDER] [--die-with-parent] [--clea
 
 Exit codes: 0 the guest powered off or the VM was stopped, 10 the guest asked for a reset,
 11 its kernel panicked, 12 triple fault, 13 KVM could not go on, 14 the process that served a device is gone,
-125 the VM could not be started.
+15 the snapshot is damaged or not for this host, 125 the VM could not be started.
 ";
 
 struct Arguments {
@@ -72,13 +72,23 @@ fn run(arguments: &Arguments, started: u64) -> ExitCode {
             }
             ExitCode::from(exit.code())
         }
-        Err(e) => fail(&e.to_string()),
+        Err(e) => {
+            let code = match e.is_for_the_snapshot() {
+                true => SNAPSHOT_REFUSED,
+                false => CANNOT_START,
+            };
+            fail_with(code, &e.to_string())
+        }
     }
 }
 
 fn fail(message: &str) -> ExitCode {
+    fail_with(CANNOT_START, message)
+}
+
+fn fail_with(code: u8, message: &str) -> ExitCode {
     eprintln!("bulkhead-vmm: {message}");
-    ExitCode::from(CANNOT_START)
+    ExitCode::from(code)
 }
 
 /// `None` when there is nothing left to do.

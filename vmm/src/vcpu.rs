@@ -210,6 +210,8 @@ impl RunControl {
                     .unwrap_or_else(PoisonError::into_inner);
             }
             state.paused -= 1;
+            // Its watchdogs are told that the guest stood still. One without kvmclock has nothing to be told by.
+            let _ = vcpu.fd.kvmclock_ctrl();
         }
         state.wanted == Wanted::Run
     }

@@ -28,6 +28,9 @@ use crate::vm::{self, Launch};
 
 /// How long held output is taken. Whoever reads it too slowly for that does not get it in the checkpoint.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// The most that is kept meanwhile for a command that takes no output: what held programs have written is less, but
+/// nobody can trust a guest to stop. In bytes.
+const MAX_HELD: usize = 16 << 20;
 /// So often nothing must have come for that there is nothing more: the agent answers beside what it reads.
 const QUIET_ROUNDS: u32 = 2;
 
@@ -118,8 +121,11 @@ impl Sandbox<'_> {
             self.agent.flush();
             quiet += 1;
             // Whatever else happens is seen when this is done.
-            while !self.output.is_over() && is_readable(&self.output)? {
+            while !self.output.is_over() && Instant::now() < until && is_readable(&self.output)? {
                 self.output.take();
+                if self.output.held_bytes() > MAX_HELD {
+                    self.output.end_relay();
+                }
                 quiet = 0;
             }
             if self.output.is_over() {
@@ -150,6 +156,8 @@ impl Starting<'_> {
     }
 
     fn go_on_from(&self, snapshot: &Snapshot) -> Result<Machine, Obstacle> {
+        // A damaged one is refused before anything is copied.
+        snapshot.state()?;
         let new = self.files.upper_new();
         remove(&new)?;
         let is_interrupted = || self.wait(None, None, Instant::now()).is_err();
@@ -196,6 +204,8 @@ pub fn put_disk_back(files: &Files, upper: Upper) -> Result<(), Error> {
     if upper == Upper::Memory {
         return Ok(());
     }
+    // A copy that somebody was killed over.
+    remove(&files.upper_new())?;
     match fs::rename(files.upper_before(), files.upper()) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(cannot("put the container's disk back")(e))
@@ -235,9 +245,10 @@ mod tests {
             if goes_on {
                 forget_disk(&files).expect("forget");
             }
+            fs::write(files.upper_new(), "half a copy").expect("write");
             put_disk_back(&files, disk).expect("put back");
             assert_eq!(read(), wanted);
-            assert!(!files.upper_before().exists());
+            assert!(!files.upper_before().exists() && !files.upper_new().exists());
         }
     }
 }

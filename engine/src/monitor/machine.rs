@@ -14,6 +14,7 @@ use bulkhead_agent::host::Host;
 use bulkhead_container::cgroup::Location;
 use bulkhead_container::spec::Spec;
 use bulkhead_protocol::CreateContainer;
+use bulkhead_vmm::exit::{CANNOT_START, VmExit};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::agent::refused;
@@ -57,11 +58,19 @@ impl Machine {
         error.unwrap_or_else(|| otherwise.to_owned())
     }
 
-    /// Whether it has ended because somebody has killed it.
-    pub fn was_killed(&mut self) -> bool {
-        match self {
-            Machine::Vm(vmm) => vmm.ended().is_some_and(|status| status.code().is_none()),
-            Machine::Host(_) => false,
+    /// Whether what became of it speaks against the snapshot that it was restored from: the VMM has refused that, or the
+    /// guest did not go on well. That it was ended or lacked something says nothing.
+    pub fn blames_snapshot(&mut self) -> bool {
+        let Machine::Vm(vmm) = self else {
+            return false;
+        };
+        match vmm.ended().map(|status| status.code()) {
+            // It is there and its guest does not answer.
+            None => true,
+            Some(None | Some(0)) => false,
+            Some(Some(code)) => u8::try_from(code).is_ok_and(|code| {
+                code != CANNOT_START && code != VmExit::DeviceLost(String::new()).code()
+            }),
         }
     }
 
@@ -85,6 +94,14 @@ impl Machine {
     pub fn comes_from(&mut self, origin: Origin) {
         if let Machine::Vm(vmm) = self {
             vmm.origin = Some(origin);
+        }
+    }
+
+    /// Whether any time has passed since the moment that it goes on from, by the host's clock.
+    pub fn has_slept(&self) -> bool {
+        match self {
+            Machine::Vm(vmm) => vmm.origin.as_ref().is_some_and(|it| it.asleep_ns > 0),
+            Machine::Host(_) => false,
         }
     }
 

@@ -112,6 +112,12 @@ impl Output {
         relay.map(|relay| relay.stream.as_fd())
     }
 
+    /// How much that is.
+    pub fn held_bytes(&self) -> usize {
+        let relay = self.relay.as_ref();
+        relay.map_or(0, |relay| relay.held.len() - relay.taken)
+    }
+
     /// Sends on what there is room for.
     pub fn relay(&mut self) {
         if self.relay.as_mut().is_some_and(|relay| !relay.send()) {

@@ -12,7 +12,7 @@ use crate::agent::{self, Agent};
 use crate::error::{Error, cannot};
 use crate::http::{self, Conversation};
 use crate::names;
-use crate::templates::{Busy, Ingredients, Template, Templates, Unmade, make};
+use crate::templates::{Busy, Ingredients, Template, Templates, Unmade, clock, make};
 use crate::vm::{self, Launch, SPARE_SLOTS, Sockets};
 use crate::volumes::Attached;
 use crate::wake::{self, Origin};
@@ -35,15 +35,22 @@ impl Starting<'_> {
         template: Template,
     ) -> Result<(Machine, Conversation), Obstacle> {
         let (mut machine, windows) = self.clone_of(volumes, &template.snapshot())?;
-        match self.wake(&mut machine, windows, boot_limit() / PART_OF_BOOT) {
+        let woken = self.wake(&mut machine, windows, boot_limit() / PART_OF_BOOT);
+        let woken = woken.and_then(|talk| {
+            // The host's clock was set back since the template was made: how late the guest is cannot be told from that.
+            if !machine.has_slept() {
+                clock::set(&Agent::at(&Sockets::of(self.files).api))?;
+            }
+            Ok(talk)
+        });
+        match woken {
             Ok(talk) => Ok((machine, talk)),
             Err(obstacle) => {
-                // A machine that somebody has killed says nothing about the template.
-                let is_killed = machine.was_killed();
+                let is_bad = machine.blames_snapshot();
                 drop(machine);
                 remove_sockets(&Sockets::of(self.files));
                 if let Obstacle::Failed(_) = obstacle
-                    && !is_killed
+                    && is_bad
                 {
                     Templates::of(self.layout).remove_bad(template)?;
                 }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use bulkhead_vmm::config::DiskConfig;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +99,23 @@ impl Disk {
 }
 
 impl Record {
+    /// Whether these are its disks.
+    pub fn is_of<'a>(&self, disks: impl Iterator<Item = &'a DiskConfig>) -> bool {
+        let with_path = disks
+            .enumerate()
+            .filter_map(|(index, disk)| Some((index, disk.read_only, disk.path.as_ref()?)));
+        let is_same = |ours: &Disk, (index, read_only, path): (usize, bool, &PathBuf)| {
+            // One that is relative to where the VMM was is kept as it is, as nobody can tell.
+            let is_there = path.is_relative() || *path == ours.path;
+            (ours.index, ours.read_only) == (index, read_only) && is_there
+        };
+        let mut theirs = with_path;
+        self.disks.iter().all(|ours| {
+            let next = theirs.next();
+            next.is_some_and(|disk| is_same(ours, disk))
+        }) && theirs.next().is_none()
+    }
+
     /// Writes it into a snapshot's folder.
     pub fn write(&self, folder: &Path) -> Result<(), Error> {
         let path = folder.join(FILE);
@@ -141,6 +159,53 @@ mod tests {
             fs::write(&path, text).expect("write");
             let refused = Record::read(dir.path()).expect_err(text).to_string();
             assert!(refused.contains(said), "{refused}");
+        }
+    }
+
+    #[test]
+    fn record_when_it_has_other_disks_than_the_vm_is_told() {
+        let config = |path: Option<&str>, read_only| DiskConfig {
+            path: path.map(PathBuf::from),
+            read_only,
+            serial: None,
+            rate_limit: None,
+        };
+        let ours = |index, path: &str, read_only| Disk {
+            index,
+            path: path.into(),
+            read_only,
+            stamp: None,
+        };
+        let theirs = [
+            config(Some("/root"), true),
+            config(None, false),
+            config(Some("data"), false),
+        ];
+        let is_of = |disks: &[Disk]| {
+            let record = Record {
+                format: FORMAT,
+                created: Timestamp::UNIX_EPOCH,
+                cpus: 1,
+                memory_mib: 128,
+                size_bytes: 0,
+                agent: false,
+                paused: false,
+                disks: disks.to_vec(),
+            };
+            record.is_of(theirs.iter())
+        };
+        let root = || ours(0, "/root", true);
+        let data = || ours(2, "/where/it/was/data", false);
+        assert!(is_of(&[root(), data()]));
+        for other in [
+            &[root()][..],
+            &[data()],
+            &[root(), ours(1, "/where/it/was/data", false)],
+            &[root(), ours(2, "/where/it/was/data", true)],
+            &[ours(0, "/boot", true), data()],
+            &[root(), data(), ours(3, "/more", false)],
+        ] {
+            assert!(!is_of(other), "{other:?}");
         }
     }
 

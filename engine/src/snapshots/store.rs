@@ -66,9 +66,18 @@ impl Snapshot {
         &self.folder
     }
 
-    /// What the VMM has written of the machine. Fails if that is damaged or of another version.
+    /// What the VMM has written of the machine. Fails if that is damaged or of another version, or has other disks
+    /// than our record, whose numbers say which are replaced by copies: the others would be written to.
     pub fn state(&self) -> Result<State, Error> {
-        Ok(State::load(&self.folder)?)
+        let state = State::load(&self.folder)?;
+        let all = state.config.disks.iter().chain(&state.added.disks);
+        match self.record.is_of(all) {
+            true => Ok(state),
+            false => Err(Error::Invalid(format!(
+                "{} is damaged: its files are not of the same disks",
+                self.folder.display()
+            ))),
+        }
     }
 
     /// Where the disks of a machine that goes on from it are: those that it may write to are copied to where
@@ -200,8 +209,11 @@ impl Snapshots {
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         self.check_name(name)?;
         self.sweep()?;
-        let folder = self.find(name)?;
+        self.find(name)?;
         let _lock = self.alone(name)?;
+        // Another may have removed it since.
+        let folder = self.find(name);
+        let folder = folder.inspect_err(|_| _ = fs::remove_file(self.lock(name)))?;
         let failed = || {
             cannot(format!(
                 "remove the {} {}",

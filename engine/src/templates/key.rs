@@ -90,11 +90,13 @@ impl Identity {
     }
 }
 
-/// What of the host a guest has seen while it booted: its processor, and the kernel whose KVM it is.
+/// What of the host a guest has seen while it booted: its processor, and the kernel whose KVM it is. Of another boot of
+/// the host all memory would be compared with its checksums at each start, which in time takes longer than to make another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Host {
     processor: Vec<String>,
     release: String,
+    boot: String,
 }
 
 impl Host {
@@ -104,6 +106,7 @@ impl Host {
         Host {
             processor: processor(&table),
             release: uname.release().to_string_lossy().into_owned(),
+            boot: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
         }
     }
 }
@@ -149,13 +152,14 @@ mod tests {
             host: Host {
                 processor: vec!["AuthenticAMD".into(), "25".into()],
                 release: "6.12".into(),
+                boot: "0123".into(),
             },
         }
     }
 
     #[test]
     fn key_when_anything_changes_is_another() {
-        let changes: [fn(&mut Ingredients); 16] = [
+        let changes: [fn(&mut Ingredients); 17] = [
             |_| {},
             |i| i.format = 2,
             |i| i.kernel.device = 9,
@@ -172,6 +176,7 @@ mod tests {
             |i| i.spare_slots = 9,
             |i| i.host.processor[1] = "26".into(),
             |i| i.host.release.push('1'),
+            |i| i.host.boot.push('4'),
         ];
         let keys: std::collections::BTreeSet<String> = changes
             .iter()

@@ -2,7 +2,7 @@
 //! of is in [`key`], where they are kept in [`store`], how one is made in [`mod@make`]; the monitor restores them.
 //! Those that the user makes, under names, are in [`own`].
 
-mod clock;
+pub(crate) mod clock;
 mod key;
 mod make;
 pub mod own;

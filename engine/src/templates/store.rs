@@ -224,14 +224,8 @@ impl Templates {
             let Some(key) = unfinished_key(&name) else {
                 continue;
             };
-            let alone = FlockOperation::NonBlockingLockExclusive;
-            let lock = match try_make(&self.lock(key), alone) {
-                // Another user's, where several share the folder.
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => continue,
-                lock => lock.map_err(cannot("lock a template"))?,
-            };
             // Else somebody is at it.
-            if let Some(_lock) = lock {
+            if let Some(_lock) = self.alone(key).map_err(cannot("lock a template"))? {
                 self.sweep_unfinished_of(key)?;
                 if !self.template(key).exists() {
                     let _ = fs::remove_file(self.lock(key));
@@ -260,9 +254,7 @@ impl Templates {
     fn remove_if(&self, key: &str, goes: impl Fn(&fs::Metadata) -> bool) -> Result<bool, Error> {
         let folder = self.template(key);
         let failed = || format!("remove the template {}", folder.display());
-        let lock = self.lock(key);
-        let alone = FlockOperation::NonBlockingLockExclusive;
-        let Some(_lock) = try_make(&lock, alone).map_err(cannot(failed()))? else {
+        let Some(_lock) = self.alone(key).map_err(cannot(failed()))? else {
             return Ok(false);
         };
         match fs::metadata(&folder) {
@@ -276,8 +268,17 @@ impl Templates {
         fs::rename(&folder, &grave).map_err(cannot(failed()))?;
         fs::remove_dir_all(&grave).map_err(cannot(failed()))?;
         // Whoever waits for it sees that it is not the lock any more.
-        let _ = fs::remove_file(lock);
+        let _ = fs::remove_file(self.lock(key));
         Ok(true)
+    }
+
+    /// The lock of a template, for oneself. `None` if somebody has it, or it is another user's, where several share the
+    /// folder.
+    fn alone(&self, key: &str) -> io::Result<Option<File>> {
+        match try_make(&self.lock(key), FlockOperation::NonBlockingLockExclusive) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+            lock => lock,
+        }
     }
 
     /// Removes what was being made or removed of this template. The caller has its lock alone.

@@ -182,7 +182,7 @@ fn windows_when_they_are_spare_then_what_is_restored_can_have_devices_there() {
 /// What the VMM says of a snapshot that it refuses.
 fn refusal(snapshot: &Path) -> String {
     let mut vm = Restore::new().start(snapshot);
-    vm.expect_exit(125);
+    vm.expect_exit(15);
     let said = vm.stderr();
     assert_eq!(said.lines().count(), 1, "{said}");
     said
@@ -618,5 +618,15 @@ fn command_when_the_vm_writes_to_a_disk_then_each_that_is_restored_has_its_own()
             "{name} wrote to it"
         );
     }
+
+    // A bit of the record, and the VM would have written to the first one's disk.
+    let record = home.root().join("snapshots/with-disk/snapshot.json");
+    let text = fs::read_to_string(&record).expect("the record");
+    let other = text.replace("\"index\": 1", "\"index\": 3");
+    assert_ne!(text, other);
+    fs::write(&record, other).expect("write");
+    let (_, said) = home.expect_code(125, &["restore", "with-disk"]);
+    assert!(said.contains("not of the same disks"), "{said}");
+    assert!(fs::read(&disk).expect("read") == after);
     home.expect(&["snapshot", "rm", "with-disk"]);
 }

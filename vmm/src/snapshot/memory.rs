@@ -3,6 +3,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::iter::once;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -161,6 +163,7 @@ pub fn restore(
         for extent in extents {
             check(&file, extent, &mut buffer, &path)?;
         }
+        check_gaps(&file, extents, size, &mut buffer, &path)?;
     }
     let mut offset = 0;
     let mut regions = Vec::new();
@@ -199,6 +202,51 @@ fn check<'b>(
     }
 }
 
+/// What is between the extents is nothing, or nothing but zeroes: it is mapped with the rest.
+fn check_gaps(
+    file: &File,
+    extents: &[Extent],
+    size: u64,
+    buffer: &mut [u8],
+    path: &Path,
+) -> Result<(), SnapshotError> {
+    let read = failed("read the snapshot's memory", path);
+    let ends = extents.iter().map(|e| e.offset + u64::from(e.len));
+    let starts = extents.iter().map(|e| e.offset);
+    let gaps = once(0).chain(ends).zip(starts.chain(once(size)));
+    for (mut at, end) in gaps.filter(|(start, end)| start < end) {
+        while let Some(data) = next_data(file, at).map_err(&read)?
+            && data < end
+        {
+            let len = (end - data).min(buffer.len() as u64) as usize;
+            let bytes = &mut buffer[..len];
+            file.read_exact_at(bytes, data).map_err(&read)?;
+            if bytes.iter().any(|byte| *byte != 0) {
+                return Err(SnapshotError::Damaged {
+                    path: path.to_owned(),
+                    why: format!("there is something at {data:#x} where nothing was"),
+                });
+            }
+            at = data + len as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Where the file has something, from `at` on. A file system that does not know says that it has everywhere.
+fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
+    let at = libc::off64_t::try_from(at).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open, and the call touches no memory of this process.
+    let found = unsafe { libc::lseek64(file.as_raw_fd(), at, libc::SEEK_DATA) };
+    match u64::try_from(found) {
+        Ok(found) => Ok(Some(found)),
+        Err(_) => match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            e => Err(e),
+        },
+    }
+}
+
 /// Into a memfd.
 fn copy(
     file: &File,
@@ -225,4 +273,72 @@ fn copy(
         }
     }
     Ok(memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 2;
+
+    /// A guest's memory with something on two pages, written down.
+    fn written(folder: &Path) -> Vec<Extent> {
+        let memory = allocate(MIB, Backing::Memfd).expect("memory");
+        for page in [3, 300] {
+            let at = GuestAddress(page * PAGE as u64);
+            memory.write_slice(&[7; PAGE], at).expect("write");
+        }
+        write(&memory, folder).expect("write")
+    }
+
+    fn read(folder: &Path, extents: &[Extent], verify: bool) -> Result<GuestMemory, SnapshotError> {
+        restore(folder, MIB, extents, verify, Backing::Memfd)
+    }
+
+    #[test]
+    fn memory_when_read_again_is_what_it_was() {
+        let dir = tempfile::tempdir().expect("folder");
+        let extents = written(dir.path());
+        assert_eq!(extents.len(), 2);
+        let memory = read(dir.path(), &extents, true).expect("read");
+        for (page, wanted) in [(2, 0), (3, 7), (4, 0), (300, 7), (511, 0)] {
+            let mut bytes = [1; PAGE];
+            let at = GuestAddress(page * PAGE as u64);
+            memory.read_slice(&mut bytes, at).expect("read");
+            assert_eq!(bytes, [wanted; PAGE], "page {page}");
+        }
+    }
+
+    #[test]
+    fn memory_when_damaged_anywhere_is_refused_if_it_is_looked_at() {
+        for at in [0, 3 * PAGE, 4 * PAGE + 5, 300 * PAGE, 512 * PAGE - 1] {
+            let dir = tempfile::tempdir().expect("folder");
+            let extents = written(dir.path());
+            let file = OpenOptions::new()
+                .write(true)
+                .open(dir.path().join(MEMORY_FILE))
+                .expect("open");
+            file.write_all_at(&[8], at as u64).expect("write");
+            let refused = read(dir.path(), &extents, true).expect_err("damaged");
+            assert!(
+                matches!(refused, SnapshotError::Damaged { .. }),
+                "{refused}"
+            );
+            read(dir.path(), &extents, false).expect("nobody looks");
+        }
+    }
+
+    #[test]
+    fn zeroes_when_they_are_written_where_nothing_was_are_no_damage() {
+        let dir = tempfile::tempdir().expect("folder");
+        let extents = written(dir.path());
+        let file = OpenOptions::new()
+            .write(true)
+            .open(dir.path().join(MEMORY_FILE))
+            .expect("open");
+        file.write_all_at(&[0; 3 * PAGE], 0).expect("write");
+        file.write_all_at(&[0; PAGE], 511 * PAGE as u64)
+            .expect("write");
+        read(dir.path(), &extents, true).expect("read");
+    }
 }

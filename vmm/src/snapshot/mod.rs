@@ -102,6 +102,21 @@ pub enum SnapshotError {
     Ended,
 }
 
+impl SnapshotError {
+    /// Whether another snapshot would do. Files that cannot be opened or read are for the snapshot, unless the host
+    /// lacks something.
+    pub fn is_for_the_snapshot(&self) -> bool {
+        match self {
+            SnapshotError::Request(_) | SnapshotError::Ended => false,
+            SnapshotError::File { source, .. } => {
+                const LACKS: [i32; 4] = [libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EAGAIN];
+                source.raw_os_error().is_some_and(|e| !LACKS.contains(&e))
+            }
+            _ => true,
+        }
+    }
+}
+
 pub(crate) fn kvm_cannot(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> SnapshotError {
     move |source| SnapshotError::Kvm { what, source }
 }
