@@ -101,7 +101,7 @@ impl Disk {
 impl Record {
     /// Whether these are its disks.
     pub fn is_of<'a>(&self, disks: impl Iterator<Item = &'a DiskConfig>) -> bool {
-        let with_path = disks
+        let mut theirs = disks
             .enumerate()
             .filter_map(|(index, disk)| Some((index, disk.read_only, disk.path.as_ref()?)));
         let is_same = |ours: &Disk, (index, read_only, path): (usize, bool, &PathBuf)| {
@@ -109,7 +109,6 @@ impl Record {
             let is_there = path.is_relative() || *path == ours.path;
             (ours.index, ours.read_only) == (index, read_only) && is_there
         };
-        let mut theirs = with_path;
         self.disks.iter().all(|ours| {
             let next = theirs.next();
             next.is_some_and(|disk| is_same(ours, disk))
