@@ -35,13 +35,16 @@ impl VmExit {
             VmExit::Panic => 11,
             VmExit::TripleFault => 12,
             VmExit::Unsupported(_) => 13,
-            VmExit::DeviceLost(_) => 14,
+            VmExit::DeviceLost(_) => DEVICE_LOST,
         }
     }
 }
 
 /// Exit code when the VM could not be built: the configuration or the host is at fault.
 pub const CANNOT_START: u8 = 125;
+
+/// Exit code when the process that served a device is gone.
+pub const DEVICE_LOST: u8 = 14;
 
 /// Exit code when the VM could not go on from its snapshot for what that is: damaged, or not for this host. Another one
 /// is needed.

@@ -166,16 +166,6 @@ impl Write for Output {
 }
 
 impl Serial {
-    /// Interrupts again if that is pending, in a VM that was restored: what came before its interrupt controllers were
-    /// as they had been is lost.
-    pub fn restart(&self) {
-        const PENDING: u8 = 0b110;
-        if self.save().interrupt_identification & PENDING != 0 {
-            // Fails only when the counter is full: an interrupt is pending already.
-            let _ = self.interrupt.write(1);
-        }
-    }
-
     /// A serial port on the given streams.
     pub fn new(input: Option<OwnedFd>, output: OwnedFd) -> io::Result<Self> {
         let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
@@ -314,6 +304,16 @@ impl Serial {
         // There may be input, and the FIFO may have more or less room for it than before.
         self.room.wakeup.ring();
         Ok(())
+    }
+
+    /// Interrupts again if that is pending, in a VM that was restored: what came before its interrupt controllers were
+    /// as they had been is lost.
+    pub fn restart(&self) {
+        const PENDING: u8 = 0b110;
+        if self.save().interrupt_identification & PENDING != 0 {
+            // Fails only when the counter is full: an interrupt is pending already.
+            let _ = self.interrupt.write(1);
+        }
     }
 
     /// Reports counters by name, for the metrics endpoint.

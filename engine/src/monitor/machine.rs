@@ -14,7 +14,7 @@ use bulkhead_agent::host::Host;
 use bulkhead_container::cgroup::Location;
 use bulkhead_container::spec::Spec;
 use bulkhead_protocol::CreateContainer;
-use bulkhead_vmm::exit::{CANNOT_START, VmExit};
+use bulkhead_vmm::exit::{CANNOT_START, DEVICE_LOST};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::agent::refused;
@@ -68,9 +68,7 @@ impl Machine {
             // It is there and its guest does not answer.
             None => true,
             Some(None | Some(0)) => false,
-            Some(Some(code)) => u8::try_from(code).is_ok_and(|code| {
-                code != CANNOT_START && code != VmExit::DeviceLost(String::new()).code()
-            }),
+            Some(Some(code)) => ![CANNOT_START, DEVICE_LOST].map(i32::from).contains(&code),
         }
     }
 

@@ -141,7 +141,7 @@ fn limits_when_set_then_they_hold_and_are_reported() {
 #[test]
 fn data_when_much_goes_through_a_program_in_a_vm_then_whole() {
     // Guest programs are slow in one lane, the guest's kernel in the other.
-    let bytes = Lane::pick(8 * MIB, 1024 * MIB);
+    let bytes = Lane::pick(32 * MIB, 1024 * MIB);
     let host = Host::boot();
     host.create("box", &["sleep", "100000"], |_| {});
     host.start("box");

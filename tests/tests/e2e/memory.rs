@@ -32,7 +32,7 @@ fn wait_until_at_most(guest: &Guest, most: u64) {
 #[test]
 fn balloon_when_inflated_then_memory_goes_back_to_the_host_and_returns() {
     // Each page is hundreds of instructions to the guest's kernel.
-    let (memory, touch, balloon, back) = Lane::pick((64, 24, 30, 10), (256, 150, 128, 100));
+    let (memory, touch, balloon, back) = Lane::pick((128, 50, 80, 30), (256, 150, 128, 100));
     let setup = Setup::test_guest().with("memory_mib", memory.into()).with(
         "balloon",
         json!({"size_mib": 0, "free_page_reporting": false}),

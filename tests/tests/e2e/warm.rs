@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bulkhead_tests::crash::Random;
 use bulkhead_tests::home::Home;
-use bulkhead_tests::http;
 use bulkhead_tests::lane::{Lane, note, patience};
+use bulkhead_tests::{artifacts, http};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -280,5 +280,33 @@ fn template_when_damaged_then_runs_succeed_and_it_is_replaced() {
         assert!(is_restored(&home, "box"), "{name}");
         home.expect(&["rm", "--force", "box"]);
     }
+    home.expect_nothing_left();
+}
+
+#[test]
+fn clones_when_their_programs_call_getrandom_then_each_draws_other_numbers() {
+    let home = Home::empty();
+    let archive = artifacts::test_python();
+    home.expect(&["import", archive.to_str().expect("a path"), "python"]);
+    let script = "import os; print(os.getrandom(32).hex())";
+    let draw = || home.expect(&["run", "--rm", "python", "python3", "-I", "-c", script]);
+    let drawn = BTreeSet::from([draw(), draw(), draw()]);
+    assert_eq!(drawn.len(), 3, "{drawn:?}");
+    assert!(drawn.iter().all(|hex| hex.trim().len() == 64), "{drawn:?}");
+    home.expect_nothing_left();
+}
+
+#[test]
+fn template_when_a_clone_fails_for_what_it_lacks_stays() {
+    let home = Home::with_busybox().with_own_templates();
+    home.expect(&["run", "--rm", "busybox", "true"]);
+    let before = template(&home);
+    let folder = format!("{}:/host", home.root().display());
+    // Its file server ends at once.
+    let mut command = home.command(&["run", "--rm", "-v", &folder, "busybox", "true"]);
+    let ended = command.env("BULKHEAD_VIRTIOFSD", "/bin/false").output();
+    let ended = ended.expect("run bulkhead");
+    assert_eq!(ended.status.code(), Some(125), "{ended:?}");
+    assert_eq!(template(&home), before);
     home.expect_nothing_left();
 }

@@ -291,6 +291,15 @@ mod tests {
         write(&memory, folder).expect("write")
     }
 
+    /// Writes into the file behind its back.
+    fn overwrite(folder: &Path, bytes: &[u8], at: usize) {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(folder.join(MEMORY_FILE));
+        let written = file.and_then(|file| file.write_all_at(bytes, at as u64));
+        written.expect("write");
+    }
+
     fn read(folder: &Path, extents: &[Extent], verify: bool) -> Result<GuestMemory, SnapshotError> {
         restore(folder, MIB, extents, verify, Backing::Memfd)
     }
@@ -314,11 +323,7 @@ mod tests {
         for at in [0, 3 * PAGE, 4 * PAGE + 5, 300 * PAGE, 512 * PAGE - 1] {
             let dir = tempfile::tempdir().expect("folder");
             let extents = written(dir.path());
-            let file = OpenOptions::new()
-                .write(true)
-                .open(dir.path().join(MEMORY_FILE))
-                .expect("open");
-            file.write_all_at(&[8], at as u64).expect("write");
+            overwrite(dir.path(), &[8], at);
             let refused = read(dir.path(), &extents, true).expect_err("damaged");
             assert!(
                 matches!(refused, SnapshotError::Damaged { .. }),
@@ -332,13 +337,8 @@ mod tests {
     fn zeroes_when_they_are_written_where_nothing_was_are_no_damage() {
         let dir = tempfile::tempdir().expect("folder");
         let extents = written(dir.path());
-        let file = OpenOptions::new()
-            .write(true)
-            .open(dir.path().join(MEMORY_FILE))
-            .expect("open");
-        file.write_all_at(&[0; 3 * PAGE], 0).expect("write");
-        file.write_all_at(&[0; PAGE], 511 * PAGE as u64)
-            .expect("write");
+        overwrite(dir.path(), &[0; 3 * PAGE], 0);
+        overwrite(dir.path(), &[0; PAGE], 511 * PAGE);
         read(dir.path(), &extents, true).expect("read");
     }
 }
